@@ -1,0 +1,80 @@
+"""The values that travel from the inputs to the denoising net; every shape is written once, here.
+
+Shapes: B clips, F frames of a clip, M motion frames, L wav2vec layers, D their width, C latent
+channels, W audio window, T time-embedding channels.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class KeyValue(NamedTuple):
+    """Keys and values that are made once per clip and attended to at every step.
+
+    `keep` says which samples have them at all: where it is False, the sample's attention runs as
+    if they had not been concatenated (paper 3.4, dropped reference). None means all samples.
+    """
+
+    k: Tensor  # (B, N, C)
+    v: Tensor  # (B, N, C)
+    keep: Tensor | None = None  # (B,) bool
+
+@dataclass(frozen=True)
+class Speech:
+    """What wav2vec heard in a whole recording, one row per video frame."""
+
+    features: Tensor  # (frames, L, D): hidden states at the middle of each video frame
+    fps: int
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def windows(self, start: int, frames: int, context: int, layers: int) -> Tensor:
+        """(1, F, W, layers, D): each frame with `context` neighbours on both sides, clamped at the ends."""
+        offsets = torch.arange(-context, context + 1)
+        index = torch.arange(start, start + frames)[:, None] + offsets
+        return self.features[index.clamp(0, len(self) - 1), -layers:][None]
+
+
+@dataclass(frozen=True)
+class MotionFrames:
+    """Abstracted motion frames c_mf^o (eq. 2), nearest first."""
+
+    latents: Tensor  # (B, M, C, h, w); zeros where not present
+    present: Tensor  # (B, M) bool: False = not generated yet, its features are all-zero (paper 3.4)
+
+
+class SiteFeatures(NamedTuple):
+    """What the reference net shows at one attention site, for every picture it reads."""
+
+    normed: Tensor  # (B, N, C): what the spatial self-attention reads
+    output: Tensor  # (B, C, H, W): what leaves the site
+
+
+class SiteConditions(NamedTuple):
+    """Keys and values of everything that one site of the denoising net attends to."""
+
+    reference: KeyValue | None = None  # (B, N, C)
+    motion: KeyValue | None = None  # (B N, M, C)
+    audio: KeyValue | None = None  # (B F, tokens, C)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything that does not change over the steps of a clip: made once, used 25 times."""
+
+    sites: tuple[SiteConditions, ...]  # in the order of the forward pass
+    motion_latents: Tensor | None = None  # (B, F, T), added to the timestep embedding
+    spatial_only: bool = False  # stage one: no temporal and no audio layers
+
+    def without_audio(self) -> "Conditions":
+        """Drops c_audio: both the cross-attention and the motion latents (paper 3.4, e_ref)."""
+        sites = tuple(site._replace(audio=None) for site in self.sites)
+        return replace(self, sites=sites, motion_latents=None)
+
+    def without_reference(self) -> "Conditions":
+        """Drops c_ref, and with it the motion frames, as in training (paper 3.4, e_base)."""
+        return replace(self, sites=tuple(site._replace(reference=None, motion=None) for site in self.sites))

@@ -1,0 +1,159 @@
+"""Numbers: clip geometry, network sizes, noise schedule, and the presets LOOPY and PUPPET.
+
+Every size that other modules need is a field or a property here and nowhere else. A checkpoint
+stores its `LoopyConfig` in the file's header, so a model always knows its own geometry.
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+SAMPLE_RATE = 16_000  # Hz, what wav2vec hears
+
+
+@dataclass(frozen=True)
+class ClipGeometry:
+    """How video time is cut (paper 3.2, 3.3, 3.5). All lengths are frames."""
+
+    fps: int = 25
+    frames: int = 12  # frames generated at once: one clip
+    stride: int = 4  # s of eq. 2: motion frames kept per segment
+    ratio: int = 2  # r of eq. 2: growth of the segments
+    segments: int = 5
+    audio_context: int = 2  # frames heard before and after the current one
+
+    @property
+    def motion_frames(self) -> int:
+        """Abstracted motion frames that enter the reference net (the paper's 20)."""
+        return self.stride * self.segments
+
+    @property
+    def motion_span(self) -> int:
+        """Past frames that the segments cover (the paper's 124)."""
+        return sum(self.stride * self.ratio**k for k in range(self.segments))
+
+    @property
+    def audio_window(self) -> int:
+        return 2 * self.audio_context + 1
+
+    @property
+    def motion_ages(self) -> tuple[int, ...]:
+        """Eq. 2: age of each abstracted motion frame; 0 is the frame just before the clip."""
+        s, r = self.stride, self.ratio
+        starts = [s * sum(r**j for j in range(k)) for k in range(self.segments)]
+        return tuple(starts[i // s] + r ** (i // s) * (i % s) for i in range(self.motion_frames))
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """One SD1.5-shaped U-Net; the reference net and the denoising net share these sizes."""
+
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    attention: tuple[bool, ...] = (True, True, True, False)  # which levels have attention sites
+    layers: int = 2  # residual blocks per level on the way down; one more on the way up
+    heads: int = 8
+    groups: int = 32
+    spatial_ff: int = 4  # width of the feed-forward layer, in multiples of the channels
+    temporal_ff: int = 4
+    intra_attentions: int = 2  # AnimateDiff's motion module has two; the inter-clip layer has one
+
+    @property
+    def time_channels(self) -> int:
+        return 4 * self.channels[0]
+
+    def __post_init__(self) -> None:
+        if len(self.attention) != len(self.channels):
+            raise ValueError(f"attention {self.attention} and channels {self.channels} differ in length")
+        for width in self.channels:
+            if width % self.groups or width % self.heads:
+                raise ValueError(f"{width} channels cannot be cut into {self.groups} groups "
+                                 f"and {self.heads} heads; choose a common multiple")
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """Speech features and the two modules that read them (paper 3.3)."""
+
+    layers: int = 12  # the last hidden states of wav2vec that are stacked
+    width: int = 768  # channels of one hidden state
+    hidden: int = 512
+    tokens: int = 32  # what the cross-attention reads per frame
+    token_width: int = 768
+    latent_embeddings: int = 128  # audio-to-latents: learnable keys and values
+    latent_width: int = 256  # audio-to-latents: attention width
+    # log10 of Glo and Exp (appendix B) at "calm" and "lively", the 5th and 95th percentile of
+    # the training clips; the Audio-to-Latents node maps its level 0..1 onto them.
+    movement_range: tuple[float, float] = (-2.0, 0.5)
+    expression_range: tuple[float, float] = (-2.0, 0.5)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule; defaults are SD1.5's, and so the paper's."""
+
+    train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    zero_terminal_snr: bool = False
+    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    steps_offset: int = 1  # only "leading" uses it
+    final_alpha_one: bool = False  # alpha-bar after the last step: 1, or that of t=0
+
+
+@dataclass(frozen=True)
+class LoopyConfig:
+    """Everything that shapes a Loopy model."""
+
+    image_size: int = 512  # pixels, square
+    latent_scale: float = 0.18215  # model latents = VAE latents * latent_scale
+    clip: ClipGeometry = field(default_factory=ClipGeometry)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LoopyConfig":
+        """Inverse of `to_dict`, also after JSON turned tuples into lists; unknown names raise TypeError."""
+        parts = {"clip": ClipGeometry, "unet": UNetConfig, "audio": AudioConfig, "diffusion": DiffusionConfig}
+        return cls(**{k: parts[k](**_tuples(v)) if k in parts else v for k, v in values.items()})
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+LOOPY = LoopyConfig()
+"""The paper's numbers on the full width of SD1.5."""
+
+PUPPET = LoopyConfig(
+    image_size=64,
+    latent_scale=1.0,
+    unet=UNetConfig(
+        latent_channels=16, channels=(48, 80), attention=(True, True), layers=1, heads=2, groups=8,
+        spatial_ff=1, temporal_ff=1, intra_attentions=1,
+    ),
+    audio=AudioConfig(layers=5, width=64, hidden=96, tokens=5, token_width=128, latent_width=64),
+    # v-prediction with zero terminal SNR is clearly better at this training budget than the
+    # paper's epsilon, which leaves the colours of the first clip drifting.
+    diffusion=DiffusionConfig(
+        prediction="v_prediction", zero_terminal_snr=True, spacing="trailing", final_alpha_one=True,
+    ),
+)
+"""The bundled model: the same classes, small enough to be trained and run on two CPU cores."""
+
+TINY = replace(
+    PUPPET,
+    image_size=32,
+    clip=ClipGeometry(frames=4, stride=2, segments=2),
+    unet=UNetConfig(
+        latent_channels=4, channels=(8, 16), attention=(True, False), layers=1, heads=2, groups=4,
+        spatial_ff=1, temporal_ff=1, intra_attentions=1,
+    ),
+    audio=AudioConfig(layers=2, width=8, hidden=16, tokens=2, token_width=8, latent_embeddings=8, latent_width=8),
+)
+"""For tests: every part is there, one step takes milliseconds."""

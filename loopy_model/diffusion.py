@@ -1,0 +1,85 @@
+"""Noise schedule, training targets and one DDIM step; shared by training and sampling.
+
+Symbols of DDPM/DDIM: x0 clean, eps noise, x_t = sqrt(a_t) x0 + sqrt(1-a_t) eps with a_t = alpha-bar.
+"""
+
+import torch
+from torch import Tensor
+
+from .config import DiffusionConfig
+
+
+class NoiseSchedule:
+    """alpha-bar in float64 and everything that is computed from it."""
+
+    def __init__(self, config: DiffusionConfig) -> None:
+        self.config = config
+        self.alphas = _alphas_cumprod(config)  # (train_steps,)
+        self.final_alpha = self.alphas.new_ones(()) if config.final_alpha_one else self.alphas[0]
+
+    def timesteps(self, steps: int) -> list[int]:
+        """Timesteps from noise to picture (Lin et al. 2024, table 2, names the three spacings)."""
+        total, spacing = self.config.train_steps, self.config.spacing
+        if not 1 <= steps <= total:
+            raise ValueError(f"steps is {steps}; choose 1 to {total}")
+        if spacing == "trailing":
+            return [round(total - i * total / steps) - 1 for i in range(steps)]
+        if spacing == "linspace":
+            return torch.linspace(0, total - 1, steps, dtype=torch.float64).round().long().flip(0).tolist()
+        leading = [i * (total // steps) + self.config.steps_offset for i in reversed(range(steps))]
+        return [min(t, total - 1) for t in leading]
+
+    def previous_alpha(self, timestep: int, steps: int) -> Tensor:
+        """alpha-bar one DDIM step nearer to the picture."""
+        previous = timestep - self.config.train_steps // steps
+        return self.alphas[previous] if previous >= 0 else self.final_alpha
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        signal, sigma = self._weights(timestep, x0)
+        return signal * x0 + sigma * noise
+
+    def target(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+        """What the net learns: the noise (paper eq. 1) or the velocity of Salimans & Ho 2022."""
+        if self.config.prediction == "epsilon":
+            return noise
+        signal, sigma = self._weights(timestep, x0)
+        return signal * noise - sigma * x0
+
+    def split(self, x: Tensor, prediction: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
+        """Noisy latents and the net's prediction -> (x0, eps)."""
+        signal, sigma = (w.to(x) for w in _signal_and_sigma(self.alphas[timestep]))
+        if self.config.prediction == "epsilon":
+            return (x - sigma * prediction) / signal, prediction
+        return signal * x - sigma * prediction, signal * prediction + sigma * x
+
+    def ddim_step(self, x: Tensor, prediction: Tensor, timestep: int, steps: int) -> tuple[Tensor, Tensor]:
+        """DDIM with eta 0 (Song et al. 2020, eq. 12) -> (latents one step on, x0 so far)."""
+        x0, noise = self.split(x, prediction, timestep)
+        signal, sigma = (w.to(x) for w in _signal_and_sigma(self.previous_alpha(timestep, steps)))
+        return signal * x0 + sigma * noise, x0
+
+    def _weights(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sample weights, shaped to broadcast over (B, ...)."""
+        alpha = self.alphas.to(timestep.device)[timestep].reshape(-1, *[1] * (like.ndim - 1))
+        signal, sigma = _signal_and_sigma(alpha)
+        return signal.to(like), sigma.to(like)
+
+
+def _signal_and_sigma(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+def _alphas_cumprod(config: DiffusionConfig) -> Tensor:
+    start, end, total = config.beta_start, config.beta_end, config.train_steps
+    if config.beta_schedule == "scaled_linear":
+        betas = torch.linspace(start**0.5, end**0.5, total, dtype=torch.float64) ** 2
+    else:
+        betas = torch.linspace(start, end, total, dtype=torch.float64)
+    alphas = torch.cumprod(1 - betas, 0)
+    return _zero_terminal_snr(alphas) if config.zero_terminal_snr else alphas
+
+
+def _zero_terminal_snr(alphas: Tensor) -> Tensor:
+    """Lin et al. 2024, algorithm 1: shift and scale sqrt(alpha-bar) so that the last one is 0."""
+    root = alphas.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2

@@ -1,0 +1,80 @@
+"""Loopy: two U-Nets, the audio condition module and audio-to-latents (paper Fig. 2).
+
+Two tempos: `read` and `encode_conditions` run once per clip, `denoise` once per step.
+Shapes: B clips, F frames, M motion frames, W audio window, L wav2vec layers, D their width.
+"""
+
+from typing import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from .audio_to_latents import AudioProjection, AudioToLatents
+from .conditions import Conditions, SiteFeatures
+from .config import LoopyConfig
+from .unet import DenoisingUNet, ReferenceUNet
+
+
+class Loopy(nn.Module):
+    """A talking-portrait model; `config` travels with it into its checkpoint."""
+
+    def __init__(self, config: LoopyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.reference_unet = ReferenceUNet(config.unet)
+        self.denoising_unet = DenoisingUNet(config)
+        # wav2vec's hidden states have channels with a spread of 50: without a norm they drown the rest
+        self.audio_norm = nn.LayerNorm(config.audio.width)
+        self.audio_projection = AudioProjection(config.audio, config.clip.audio_window)
+        self.audio_to_latents = AudioToLatents(
+            config.audio, config.clip.audio_window, config.unet.time_channels
+        )
+
+    def read(self, latents: Tensor) -> list[SiteFeatures]:
+        """Pictures (B, C, h, w), portrait or motion frames -> reference-net features per site."""
+        return self.reference_unet(latents)
+
+    def motion_latents_from_audio(self, windows: Tensor) -> Tensor:
+        """(B, F, W, L, D) -> motion latents (B, F, T)."""
+        return self.audio_to_latents(self.audio_to_latents.audio_query(self.audio_norm(windows)))
+
+    def encode_conditions(
+        self,
+        reference: list[Tensor] | None,
+        motion: list[Tensor] | None,
+        windows: Tensor | None,
+        motion_latents: Tensor | None,
+        keep_audio: Tensor | None = None,
+        keep_reference: Tensor | None = None,
+    ) -> Conditions:
+        """All keys and values of one clip.
+
+        `reference`: per site (B, N, C), the `normed` features of the portrait; `motion`: per site
+        (B, M, C, H, W), the `output` features of the motion frames, zero where there are none;
+        `windows` (B, F, W, L, D) of speech; `motion_latents` (B, F, T). In training `keep_audio`
+        and `keep_reference` (B,) switch conditions off per sample.
+        """
+        tokens = None if windows is None else self.audio_projection(self.audio_norm(windows))
+        if keep_audio is not None:
+            tokens = tokens * rearrange(keep_audio, "b -> b 1 1 1")
+            motion_latents = motion_latents * rearrange(keep_audio, "b -> b 1 1")
+        sites = self.denoising_unet.site_conditions(reference, motion, tokens, keep_reference)
+        return Conditions(sites, motion_latents)
+
+    def denoise(self, noisy: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        """Noisy latents (B, F, C, h, w), timesteps (B,) -> the prediction, same shape as `noisy`."""
+        return self.denoising_unet(noisy, timestep, conditions)
+
+
+def motion_features(
+    read: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor]
+) -> list[Tensor]:
+    """M frames' features per site -> per site (1, M, C, H, W), zero where a frame is None.
+
+    `read[m][site]` is (C, H, W); `like[site]` has that shape too and gives it to the empty ones.
+    """
+    return [
+        torch.stack([torch.zeros_like(blank) if frame is None else frame[site] for frame in read])[None]
+        for site, blank in enumerate(like)
+    ]

@@ -1,0 +1,66 @@
+"""Temporal segment module (paper 3.2, eq. 2): 124 past frames abstracted to 20."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .config import ClipGeometry
+
+Sampling = Literal["uniform", "mean", "random"]
+SAMPLINGS: tuple[Sampling, ...] = ("uniform", "mean", "random")
+
+Ages = tuple[int, ...]  # the past frames that one motion frame stands for; age 0 is the newest
+
+
+@dataclass(frozen=True)
+class TemporalSegments:
+    """Which past frames each abstracted motion frame stands for.
+
+    Segment k covers stride * ratio**k frames and gives `stride` motion frames: by uniform sampling
+    (the default, eq. 2), by the mean of equal parts of the segment, or by random frames of it.
+    """
+
+    clip: ClipGeometry
+    sampling: Sampling = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"sampling is {self.sampling!r}; choose one of {', '.join(SAMPLINGS)}")
+        for name in ("stride", "ratio", "segments"):
+            if getattr(self.clip, name) < 1:
+                raise ValueError(f"{name} is {getattr(self.clip, name)}; it must be at least 1")
+
+    def ages(self, generator: torch.Generator | None = None) -> list[Ages]:
+        """One entry per motion frame, nearest first."""
+        if self.sampling == "random":
+            return self._random(generator)
+        if self.sampling == "mean":
+            steps = [self.clip.ratio ** (i // self.clip.stride) for i in range(self.clip.motion_frames)]
+            return [tuple(range(a, a + step)) for a, step in zip(self.clip.motion_ages, steps)]
+        return [(age,) for age in self.clip.motion_ages]
+
+    def _random(self, generator: torch.Generator | None) -> list[Ages]:
+        picked: list[Ages] = []
+        start = 0
+        for k in range(self.clip.segments):
+            length = self.clip.stride * self.clip.ratio**k
+            offsets = torch.randperm(length, generator=generator)[: self.clip.stride].sort().values
+            picked += [(start + int(offset),) for offset in offsets]
+            start += length
+        return picked
+
+    def abstract(self, past: Tensor, ages: list[Ages]) -> tuple[Tensor, Tensor]:
+        """Past latents (P, C, h, w), oldest first -> motion frames (M, C, h, w) and present (M,).
+
+        A motion frame that stands for several frames is the mean of those that exist already;
+        where none exists it is zero and not present.
+        """
+        present = torch.tensor([group[0] < len(past) for group in ages])
+        latents = past.new_zeros(len(ages), *past.shape[1:])
+        for m, group in enumerate(ages):
+            index = [len(past) - 1 - age for age in group if age < len(past)]
+            if index:
+                latents[m] = past[index].mean(0)
+        return latents, present

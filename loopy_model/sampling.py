@@ -1,0 +1,173 @@
+"""Guidance and clip-after-clip generation (paper 3.4).
+
+Latents here are VAE latents as they travel between nodes, unscaled; the model's own scale is
+applied just before they enter it. Shapes: F frames, M motion frames, C latent channels.
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .conditions import Conditions, Speech
+from .diffusion import NoiseSchedule
+from .model import Loopy, motion_features
+from .motion import Ages, TemporalSegments
+
+
+class Guidance(NamedTuple):
+    """e = audio_ratio (e_audio - e_ref) + ref_ratio (e_ref - e_base) + e_base, paper 3.4."""
+
+    audio_ratio: float = 5.0
+    ref_ratio: float = 3.0
+
+    def weights(self) -> tuple[float, float, float]:
+        """The same formula as weights of e_audio, e_ref and e_base."""
+        return self.audio_ratio, self.ref_ratio - self.audio_ratio, 1 - self.ref_ratio
+
+
+class Step(NamedTuple):
+    """One finished denoising step."""
+
+    index: int  # counts the steps of all clips, from 1
+    total: int
+    x0: Tensor  # (F, C, h, w): the clip as the model sees it now, VAE latents
+    finished: Tensor | None  # (F', C, h, w) VAE latents, with the clip's last step; F' <= F
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate."""
+
+    portrait: Tensor  # (1, C, h, w) VAE latents
+    speech: Speech
+    segments: TemporalSegments
+    seed: int = 0
+    steps: int = 25
+    guidance: Guidance = Guidance()
+    start: int = 0  # first frame of the speech to generate
+    frames: int | None = None  # how many; None = to the end of the speech
+    past: Tensor | None = None  # (P, C, h, w) VAE latents of the frames before `start`
+    motion_latents: Tensor | None = None  # (speech frames, T); None = made from the speech
+
+    @property
+    def stop(self) -> int:
+        return len(self.speech) if self.frames is None else min(self.start + self.frames, len(self.speech))
+
+
+def generate(model: Loopy, request: Request, before_call: Callable[[], None] = lambda: None) -> Iterator[Step]:
+    """Clip after clip, in order, each frame once; yields after every step.
+
+    `before_call` runs before each pass through a net and may raise to cancel. The noise of a frame
+    depends on the seed and the frame's number alone, so a run that is resumed at a clip's border
+    from its own latents (`past`, `start`) continues exactly.
+    """
+    clip = model.config.clip
+    schedule = NoiseSchedule(model.config.diffusion)
+    starts = range(request.start, request.stop, clip.frames)
+    memory = MotionMemory(model, request, before_call)
+    reference = [site.normed for site in memory.read(request.portrait)]
+
+    total = len(starts) * request.steps
+    for number, start in enumerate(starts):
+        conditions = _conditions(model, request, reference, memory.recall(start), start)
+        x = frame_noise(request, start, clip.frames).to(request.portrait)[None]  # (1, F, C, h, w)
+        for i, timestep in enumerate(schedule.timesteps(request.steps)):
+            prediction = guided(model, x, timestep, conditions, request.guidance, before_call)
+            x, x0 = schedule.ddim_step(x, prediction, timestep, request.steps)
+            last = i + 1 == request.steps
+            finished = x[0, : request.stop - start] / model.config.latent_scale if last else None
+            if finished is not None:
+                memory.remember(finished)
+            yield Step(number * request.steps + i + 1, total, x0[0] / model.config.latent_scale, finished)
+
+
+def guided(
+    model: Loopy, x: Tensor, timestep: int, conditions: Conditions, guidance: Guidance,
+    before_call: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Three passes that differ in what is dropped; a pass whose weight is zero is not run."""
+    branches = (conditions, conditions.without_audio(), conditions.without_audio().without_reference())
+    t = torch.full((len(x),), timestep, device=x.device)
+    total = torch.zeros_like(x)
+    for weight, branch in zip(guidance.weights(), branches):
+        if weight:
+            before_call()
+            total += weight * model.denoise(x, t, branch)
+    return total
+
+
+def frame_noise(request: Request, start: int, frames: int) -> Tensor:
+    """(F, C, h, w): each frame's noise from its own generator, on the CPU: equal on every machine."""
+    shape = request.portrait.shape[1:]
+    generators = (torch.Generator().manual_seed(_mix(request.seed, start + i)) for i in range(frames))
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+def _mix(seed: int, frame: int) -> int:
+    """Different seeds never share a run of frames (the golden-ratio step of splitmix64)."""
+    return (seed * 0x9E3779B97F4A7C15 + frame * 0xBF58476D1CE4E5B9 + 1) % 2**63
+
+
+def _conditions(
+    model: Loopy, request: Request, reference: list[Tensor], motion: list[Tensor], start: int
+) -> Conditions:
+    clip = model.config.clip
+    windows = request.speech.windows(start, clip.frames, clip.audio_context, model.config.audio.layers)
+    windows = windows.to(request.portrait)
+    if request.motion_latents is None:
+        latents = model.motion_latents_from_audio(windows)
+    else:
+        index = torch.arange(start, start + clip.frames).clamp(max=len(request.motion_latents) - 1)
+        latents = request.motion_latents[index].to(windows)[None]
+    return model.encode_conditions(reference, motion, windows, latents)
+
+
+class MotionMemory:
+    """The frames so far and the reference-net features of those that later clips will ask for."""
+
+    def __init__(self, model: Loopy, request: Request, before_call: Callable[[], None]) -> None:
+        self.model, self.request, self.before_call = model, request, before_call
+        portrait = request.portrait
+        self.past = portrait[:0] if request.past is None else request.past.to(portrait)
+        self.features: dict[Ages, list[Tensor]] = {}  # by the numbers of the frames averaged
+        self.blank: list[Tensor] = []
+
+    def read(self, latents: Tensor) -> list:
+        """VAE latents (B, C, h, w) -> features; one pass of the reference net."""
+        self.before_call()
+        seen = self.model.read(latents * self.model.config.latent_scale)
+        self.blank = [torch.zeros_like(site.output[0]) for site in seen]
+        return seen
+
+    def remember(self, finished: Tensor) -> None:
+        """Keeps as many frames as the segments reach back."""
+        self.past = torch.cat([self.past, finished])[-self.request.segments.clip.motion_span :]
+
+    def recall(self, start: int) -> list[Tensor]:
+        """Per site (1, M, C, H, W) for the clip that begins at frame `start`; only motion frames
+        that no earlier clip has encoded pass through the net."""
+        generator = torch.Generator().manual_seed(_mix(self.request.seed, ~start))
+        ages = self.request.segments.ages(generator)
+        latents, present = self.request.segments.abstract(self.past, ages)
+        names = [tuple(start - 1 - age for age in group if age < len(self.past)) for group in ages]
+        new = [m for m, name in enumerate(names) if present[m] and name not in self.features]
+        for m in new:  # one by one: then the features do not depend on which others were new
+            self.features[names[m]] = [site.output[0] for site in self.read(latents[m : m + 1])]
+        frames = [self.features[name] if there else None for name, there in zip(names, present.tolist())]
+        self._forget(start, ages)
+        return motion_features(frames, self.blank)
+
+    def _forget(self, start: int, ages: list[Ages]) -> None:
+        """Drops features that no later clip can ask for; a full-size frame's weigh 23 MB."""
+        clip = self.model.config.clip
+        uniform = self.request.segments.sampling != "random"
+        wanted = {group[0] for group in ages} if uniform else set(range(clip.motion_span))
+
+        def returns(name: Ages) -> bool:
+            age = start - 1 - name[0]
+            later = range(age + clip.frames, self.request.segments.clip.motion_span, clip.frames)
+            return any(a in wanted for a in later)
+
+        self.features = {name: kept for name, kept in self.features.items() if returns(name)}

@@ -1,0 +1,1 @@
+"""Training: stages are data (`stages`), one loop (`loop`), a pure objective (`objective`)."""

@@ -1,0 +1,125 @@
+"""The training objective (paper eq. 1 and 3.4): a pure function of model, batch and draws.
+
+Shapes: B clips, F frames, M motion frames, W audio window, L wav2vec layers, D their width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..conditions import Conditions
+from ..diffusion import NoiseSchedule
+from ..model import Loopy
+
+
+@dataclass(frozen=True)
+class Batch:
+    clip: Tensor  # (B, F, C, h, w) model latents of the frames to generate
+    reference: Tensor  # (B, C, h, w) another frame of the same video
+    motion: Tensor  # (B, M, C, h, w) abstracted motion frames, zeros where not present
+    present: Tensor  # (B, M) bool: False = before the video begins
+    windows: Tensor  # (B, F, W, L, D) speech
+    movement: Tensor  # (B,) log10 Glo of the clip
+    expression: Tensor  # (B,) log10 Exp of the clip
+
+
+@dataclass(frozen=True)
+class ConditionDropping:
+    """Probabilities of paper 3.4."""
+
+    audio: float = 0.10  # audio embeddings and motion latents become zero
+    reference: float = 0.15  # reference and motion frames are not concatenated at all
+    motion: float = 0.40  # motion features become zero, where the reference was kept
+    audio_without_reference: float | None = None  # instead of `audio` where the reference is dropped
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random about one training step."""
+
+    noise: Tensor  # like Batch.clip
+    timestep: Tensor  # (B,)
+    keep_audio: Tensor  # (B,) bool
+    keep_reference: Tensor  # (B,) bool
+    keep_motion: Tensor  # (B,) bool; only where the reference is kept
+    source: Tensor  # (B,) 0 audio, 1 head movement, 2 expression: what audio-to-latents reads
+
+
+def stratified(batch: int, generator: torch.Generator) -> Tensor:
+    """Uniform (B,) in [0, 1) with one value in each B-th: the rates are exact in the mean, and the
+    number of kept samples hardly varies, which keeps tensor shapes few."""
+    offset = torch.rand((), generator=generator)
+    values = (torch.arange(batch) + offset) / batch
+    return values[torch.randperm(batch, generator=generator)]
+
+
+def draw(clip: Tensor, train_steps: int, dropping: ConditionDropping, generator: torch.Generator) -> Draws:
+    """All draws of a step from one CPU generator, so that a step can be repeated exactly."""
+    batch = len(clip)
+    u = stratified(batch, generator)  # one number decides reference and motion frames together
+    keep_reference = u >= dropping.reference
+    keep_motion = u >= dropping.reference + (1 - dropping.reference) * dropping.motion
+    alone = dropping.audio if dropping.audio_without_reference is None else dropping.audio_without_reference
+    audio_rate = torch.where(keep_reference, dropping.audio, alone)
+    return Draws(
+        noise=torch.randn(clip.shape, generator=generator).to(clip),
+        timestep=(stratified(batch, generator) * train_steps).long(),
+        keep_audio=stratified(batch, generator) >= audio_rate,
+        keep_reference=keep_reference,
+        keep_motion=keep_motion,
+        source=(stratified(batch, generator) * 3).long(),
+    )
+
+
+def loss_per_sample(
+    model: Loopy, schedule: NoiseSchedule, batch: Batch, draws: Draws, spatial_only: bool
+) -> Tensor:
+    """Mean squared error of the prediction (eq. 1), (B,)."""
+    noisy = schedule.add_noise(batch.clip, draws.noise, draws.timestep)
+    encode = _encode_reference if spatial_only else _encode_all
+    prediction = model.denoise(noisy, draws.timestep, encode(model, batch, draws))
+    error = prediction - schedule.target(batch.clip, draws.noise, draws.timestep)
+    return error.square().mean((1, 2, 3, 4))
+
+
+def _encode_reference(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
+    """Stage one: the portrait alone."""
+    reference = [site.normed for site in model.read(batch.reference)]
+    sites = model.denoising_unet.site_conditions(reference, None, None, draws.keep_reference)
+    return Conditions(sites, spatial_only=True)
+
+
+def _encode_all(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
+    """Stage two. Only motion frames that are kept pass through the reference net."""
+    clips, kept = len(batch.clip), draws.keep_motion
+    seen = model.read(torch.cat([batch.reference, rearrange(batch.motion[kept], "k m c h w -> (k m) c h w")]))
+    return model.encode_conditions(
+        reference=[site.normed[:clips] for site in seen],
+        motion=[_masked(site.output[clips:], batch.present, kept) for site in seen],
+        windows=batch.windows,
+        motion_latents=_motion_latents(model, batch, draws.source),
+        keep_audio=draws.keep_audio,
+        keep_reference=draws.keep_reference,
+    )
+
+
+def _masked(features: Tensor, present: Tensor, kept: Tensor) -> Tensor:
+    """Features (K M, C, H, W) of the kept samples -> (B, M, C, H, W), zero elsewhere."""
+    b, m = present.shape
+    full = features.new_zeros(b, m, *features.shape[1:])
+    kept_features = rearrange(features, "(k m) c h w -> k m c h w", m=m)
+    full[kept] = kept_features * rearrange(present[kept], "k m -> k m 1 1 1")
+    return full
+
+
+def _motion_latents(model: Loopy, batch: Batch, source: Tensor) -> Tensor:
+    """One of the three inputs per sample, as drawn."""
+    module, frames = model.audio_to_latents, batch.clip.shape[1]
+    queries = torch.stack([
+        module.audio_query(model.audio_norm(batch.windows)),
+        module.variance_query("head movement", batch.movement, frames),
+        module.variance_query("expression", batch.expression, frames),
+    ])  # (3, B, F, 256)
+    return module(queries[source, torch.arange(len(source))])

@@ -1,0 +1,211 @@
+"""The two U-Nets of Fig. 2: one SD1.5-shaped trunk, built twice, features passed explicitly.
+
+Parameter names are diffusers' SD1.5 names, so public weights load strictly; the layers that Loopy
+adds stand beside them as `inter_modules`, `audio_modules` and `intra_modules`. An attention *site*
+is a place where the trunk attends; both nets have the same sites in the same order.
+"""
+
+from typing import Callable, Iterator
+
+import torch
+import torch.nn.functional as nnf
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from .conditions import Conditions, KeyValue, SiteConditions, SiteFeatures
+from .config import LoopyConfig, UNetConfig
+from .layers import Downsample, ResnetBlock, SpatialTransformer, TimestepEmbedding, Upsample
+from .temporal import AudioAttention, InterClipLayer, IntraClipLayer
+
+Site = Callable[["Block", int, Tensor], Tensor]
+
+
+class Block(nn.Module):
+    """Residual blocks of one level, each followed by an attention site if the level has them."""
+
+    def __init__(self, inputs: list[int], channels: int, config: UNetConfig, sites: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            [ResnetBlock(width, channels, config.time_channels, config.groups) for width in inputs]
+        )
+        if sites:
+            transformers = [
+                SpatialTransformer(channels, config.heads, config.groups, config.spatial_ff) for _ in range(sites)
+            ]
+            self.attentions = nn.ModuleList(transformers)
+
+    def add_conditions(self, config: LoopyConfig) -> None:
+        """Loopy's own layers, one set per site."""
+        channels, clip, unet = self.resnets[0].conv1.out_channels, config.clip, config.unet
+        sites = range(len(self.attentions))
+        self.inter_modules = nn.ModuleList(
+            [InterClipLayer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
+        )
+        self.audio_modules = nn.ModuleList(
+            [AudioAttention(channels, unet, config.audio.token_width) for _ in sites]
+        )
+        self.intra_modules = nn.ModuleList([IntraClipLayer(channels, unet, clip.frames) for _ in sites])
+
+    def layer(self, i: int, x: Tensor, temb: Tensor, site: Site) -> Tensor:
+        x = self.resnets[i](x, temb)
+        return site(self, i, x) if hasattr(self, "attentions") else x
+
+
+class DownBlock(Block):
+    def __init__(self, inputs: list[int], channels: int, config: UNetConfig, attention: bool, last: bool) -> None:
+        super().__init__(inputs, channels, config, len(inputs) if attention else 0)
+        if not last:
+            self.downsamplers = nn.ModuleList([Downsample(channels)])
+
+    def forward(self, x: Tensor, temb: Tensor, site: Site, skips: list[Tensor]) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, temb, site)
+            skips.append(x)
+        if hasattr(self, "downsamplers"):
+            x = self.downsamplers[0](x)
+            skips.append(x)
+        return x
+
+
+class MidBlock(Block):
+    def __init__(self, channels: int, config: UNetConfig) -> None:
+        super().__init__([channels, channels], channels, config, 1)
+
+    def forward(self, x: Tensor, temb: Tensor, site: Site) -> Tensor:
+        return self.resnets[1](self.layer(0, x, temb, site), temb)
+
+
+class UpBlock(Block):
+    def __init__(self, inputs: list[int], channels: int, config: UNetConfig, attention: bool, last: bool) -> None:
+        super().__init__(inputs, channels, config, len(inputs) if attention else 0)
+        if not last:
+            self.upsamplers = nn.ModuleList([Upsample(channels)])
+
+    def forward(self, x: Tensor, temb: Tensor, site: Site, skips: list[Tensor]) -> Tensor:
+        for i in range(len(self.resnets)):
+            x = self.layer(i, torch.cat([x, skips.pop()], 1), temb, site)
+        return self.upsamplers[0](x, skips[-1].shape[-2:]) if hasattr(self, "upsamplers") else x
+
+
+class UNet(nn.Module):
+    """SD1.5's trunk. What happens at an attention site is for the two nets to say."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        widths, layers, last = config.channels, config.layers, len(config.channels) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], config.time_channels)
+
+        skips = [widths[0]]
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            inputs = [skips[-1]] + [width] * (layers - 1)
+            self.down_blocks.append(DownBlock(inputs, width, config, config.attention[i], i == last))
+            skips += [width] * (layers if i == last else layers + 1)
+
+        self.mid_block = MidBlock(widths[-1], config)
+
+        below = widths[-1]
+        self.up_blocks = nn.ModuleList()
+        for i, width in reversed(list(enumerate(widths))):
+            inputs = [(below if j == 0 else width) + skips.pop() for j in range(layers + 1)]
+            self.up_blocks.append(UpBlock(inputs, width, config, config.attention[i], i == 0))
+            below = width
+
+    def blocks_with_sites(self) -> Iterator[Block]:
+        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            if hasattr(block, "attentions"):
+                yield block
+
+    def trunk(self, x: Tensor, temb: Tensor, site: Site) -> Tensor:
+        """(B, C, h, w) -> (B, channels[0], h, w)."""
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x = block(x, temb, site, skips)
+        x = self.mid_block(x, temb, site)
+        for block in self.up_blocks:
+            x = block(x, temb, site, skips)
+        return x
+
+
+class ReferenceUNet(UNet):
+    """Reads pictures one by one, the portrait and the motion frames, and shows what it saw."""
+
+    def forward(self, latents: Tensor) -> list[SiteFeatures]:
+        """(B, C, h, w) -> the features of every site. Clean pictures: the timestep is 0."""
+        seen: list[SiteFeatures] = []
+
+        def read(block: Block, i: int, x: Tensor) -> Tensor:
+            x, normed = block.attentions[i](x)
+            seen.append(SiteFeatures(normed, x))
+            return x
+
+        temb = self.time_embedding(latents.new_zeros(len(latents)), latents)
+        self.trunk(latents, temb, read)
+        return seen
+
+
+class DenoisingUNet(UNet):
+    """Predicts the noise of a clip from the noisy clip and its conditions."""
+
+    def __init__(self, config: LoopyConfig) -> None:
+        super().__init__(config.unet)
+        for block in self.blocks_with_sites():
+            block.add_conditions(config)
+        width = config.unet.channels[0]
+        self.conv_norm_out = nn.GroupNorm(config.unet.groups, width, eps=1e-5)
+        self.conv_out = nn.Conv2d(width, config.unet.latent_channels, 3, padding=1)
+
+    def forward(self, noisy: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
+        """Noisy latents (B, F, C, h, w) at timesteps (B,) -> prediction of the same shape."""
+        frames = noisy.shape[1]
+        sites = iter(conditions.sites)
+
+        def attend(block: Block, i: int, x: Tensor) -> Tensor:
+            site = next(sites)
+            x, _ = block.attentions[i](x, _per_frame(site.reference, frames))
+            if conditions.spatial_only:
+                return x
+            x = block.inter_modules[i](x, frames, site.motion)
+            x = x + block.audio_modules[i](x, site.audio)
+            return block.intra_modules[i](x, frames)
+
+        temb = self.time_embedding(timestep, noisy)  # (B, T)
+        temb = repeat(temb, "b t -> b f t", f=frames)
+        if conditions.motion_latents is not None:
+            temb = temb + conditions.motion_latents
+        x = rearrange(noisy, "b f c h w -> (b f) c h w")
+        x = self.trunk(x, rearrange(temb, "b f t -> (b f) t"), attend)
+        x = self.conv_out(nnf.silu(self.conv_norm_out(x)))
+        return rearrange(x, "(b f) c h w -> b f c h w", f=frames)
+
+    def site_conditions(
+        self,
+        reference: list[Tensor] | None,
+        motion: list[Tensor] | None,
+        tokens: Tensor | None,
+        keep: Tensor | None,
+    ) -> tuple[SiteConditions, ...]:
+        """Makes each site's keys and values once: `reference` (B, N, C) and `motion`
+        (B, M, C, H, W) per site, audio `tokens` (B, F, n, c), `keep` (B,) for the first two."""
+        made = []
+        for block in self.blocks_with_sites():
+            for attention, inter, audio in zip(block.attentions, block.inter_modules, block.audio_modules):
+                i = len(made)
+                made.append(SiteConditions(
+                    reference=reference and attention.keys_values(reference[i])._replace(keep=keep),
+                    motion=motion and inter.keys_values(motion[i], keep),
+                    audio=None if tokens is None else audio.attn.keys_values(
+                        rearrange(tokens, "b f n c -> (b f) n c")),
+                ))
+        return tuple(made)
+
+
+def _per_frame(reference: KeyValue | None, frames: int) -> KeyValue | None:
+    """The portrait's keys, seen from every frame of its clip: (B, N, C) -> (B F, N, C)."""
+    if reference is None:
+        return None
+    k, v = (repeat(x, "b n c -> (b f) n c", f=frames) for x in reference[:2])
+    keep = None if reference.keep is None else repeat(reference.keep, "b -> (b f)", f=frames)
+    return KeyValue(k, v, keep)

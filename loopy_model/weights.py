@@ -1,0 +1,118 @@
+"""Checkpoints: one safetensors file with a versioned header, loaded strictly.
+
+Header (all values are strings): `format` = "loopy", `format_version`, `config` (JSON of
+LoopyConfig), `card` (JSON of ModelCard), and, when the file carries them, `speech_encoder` and
+`autoencoder` (JSON of their sizes). Tensors are stored below the prefixes `loopy.`,
+`speech_encoder.` and `autoencoder.`.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import LoopyConfig
+
+FORMAT = "loopy"
+FORMAT_VERSION = 1
+PARTS = ("loopy", "speech_encoder", "autoencoder")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a person must know before using a checkpoint."""
+
+    name: str
+    trained_on: str
+    limits: str
+    licence: str
+
+
+@dataclass(frozen=True)
+class Header:
+    config: LoopyConfig
+    card: ModelCard
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # sizes of the other networks
+
+    def to_metadata(self) -> dict[str, str]:
+        fixed = {"format": FORMAT, "format_version": str(FORMAT_VERSION)}
+        own = {"config": json.dumps(self.config.to_dict()), "card": json.dumps(asdict(self.card))}
+        return fixed | own | {name: json.dumps(sizes) for name, sizes in self.parts.items()}
+
+
+class NotALoopyModel(ValueError):
+    """The file cannot be used as a Loopy checkpoint; the message says why and what to do."""
+
+
+def read_header(path: Path) -> Header:
+    """Reads the header alone. Raises NotALoopyModel with one sentence."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise NotALoopyModel(f"{path.name} cannot be read as a safetensors file ({error}); "
+                             "it may be incomplete: copy or download it again") from error
+    if metadata.get("format") != FORMAT:
+        raise NotALoopyModel(f"{path.name} is a safetensors file, but not a Loopy model; choose a file "
+                             "made by `python -m loopy_model.train`, such as the bundled loopy-puppet.safetensors")
+    if not metadata.get("format_version", "").isdigit() or int(metadata["format_version"]) > FORMAT_VERSION:
+        raise NotALoopyModel(f"{path.name} has format version {metadata.get('format_version')}, this pack reads "
+                             f"up to {FORMAT_VERSION}; update ComfyUI-Loopy")
+    try:
+        parts = {name: json.loads(metadata[name]) for name in PARTS[1:] if name in metadata}
+        config = LoopyConfig.from_dict(json.loads(metadata["config"]))
+        return Header(config, ModelCard(**json.loads(metadata["card"])), parts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotALoopyModel(f"{path.name} has a damaged Loopy header ({error}); export the model again") from error
+
+
+def split_parts(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """One flat file -> a state dict per part, without the prefixes."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        part, _, rest = key.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    return parts
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], path: Path, assign: bool = False) -> None:
+    """Every key must be there with its shape. Raises NotALoopyModel naming the first that is not."""
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if missing or unexpected or wrong:
+        first = (missing + unexpected + wrong)[0]
+        raise NotALoopyModel(f"{path.name} does not fit its own header: {len(missing)} tensors missing, "
+                             f"{len(unexpected)} unexpected, {len(wrong)} of another shape (first: {first}); "
+                             "export the model again")
+    module.load_state_dict(state, assign=assign)
+
+
+def save_checkpoint(
+    path: Path, header: Header, parts: dict[str, nn.Module], dtype: torch.dtype = torch.float16
+) -> None:
+    """Writes the parts (keys of PARTS) in `dtype`; the file appears only when it is complete."""
+    tensors = {
+        f"{name}.{key}": (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        for name, module in parts.items() for key, tensor in module.state_dict().items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, partial, metadata=header.to_metadata())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> dict[str, dict[str, Tensor]]:
+    """All parts of a checkpoint, on the CPU, as stored."""
+    from safetensors.torch import load_file
+
+    return split_parts(load_file(path))
