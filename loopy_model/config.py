@@ -83,8 +83,8 @@ class AudioConfig:
     latent_width: int = 256  # audio-to-latents: attention width
     # log10 of Glo and Exp (appendix B) at "calm" and "lively", the 5th and 95th percentile of
     # the training clips; the Audio-to-Latents node maps its level 0..1 onto them.
-    movement_range: tuple[float, float] = (-2.0, 0.5)
-    expression_range: tuple[float, float] = (-2.0, 0.5)
+    movement_range: tuple[float, float] = (-2.0, 0.0)
+    expression_range: tuple[float, float] = (-3.5, -1.0)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,8 @@ PUPPET = LoopyConfig(
         latent_channels=16, channels=(48, 80), attention=(True, True), layers=1, heads=2, groups=8,
         spatial_ff=1, temporal_ff=1, intra_attentions=1,
     ),
-    audio=AudioConfig(layers=5, width=64, hidden=96, tokens=5, token_width=128, latent_width=64),
+    audio=AudioConfig(layers=5, width=64, hidden=96, tokens=5, token_width=128, latent_width=64,
+                      movement_range=(-2.0, -0.25), expression_range=(-3.9, -1.7)),
     # v-prediction with zero terminal SNR is clearly better at this training budget than the
     # paper's epsilon, which leaves the colours of the first clip drifting.
     diffusion=DiffusionConfig(

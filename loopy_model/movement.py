@@ -28,4 +28,4 @@ def exp(landmarks: Tensor) -> Tensor:
 
 def score(variance: Tensor) -> Tensor:
     """log10 with a floor, the scale on which audio-to-latents reads Glo and Exp."""
-    return torch.log10(variance + 1e-2)
+    return torch.log10(variance + 1e-4)

@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from .conditions import Conditions, Speech
+from .config import LoopyConfig
 from .diffusion import NoiseSchedule
 from .model import Loopy, motion_features
 from .motion import Ages, TemporalSegments
+
+# Tensors of the first level's size that are alive at once at the widest point of a pass (GEGLU's
+# doubled feed-forward, concatenated keys, skip connections).
+LIVE_COPIES = 32
 
 
 class Guidance(NamedTuple):
@@ -50,6 +55,7 @@ class Request:
     frames: int | None = None  # how many; None = to the end of the speech
     past: Tensor | None = None  # (P, C, h, w) VAE latents of the frames before `start`
     motion_latents: Tensor | None = None  # (speech frames, T); None = made from the speech
+    dtype: torch.dtype = torch.float32  # what the nets compute in; the latents stay float32
 
     @property
     def stop(self) -> int:
@@ -74,7 +80,7 @@ def generate(model: Loopy, request: Request, before_call: Callable[[], None] = l
         conditions = _conditions(model, request, reference, memory.recall(start), start)
         x = frame_noise(request, start, clip.frames).to(request.portrait)[None]  # (1, F, C, h, w)
         for i, timestep in enumerate(schedule.timesteps(request.steps)):
-            prediction = guided(model, x, timestep, conditions, request.guidance, before_call)
+            prediction = guided(model, x, timestep, conditions, request, before_call)
             x, x0 = schedule.ddim_step(x, prediction, timestep, request.steps)
             last = i + 1 == request.steps
             finished = x[0, : request.stop - start] / model.config.latent_scale if last else None
@@ -84,17 +90,17 @@ def generate(model: Loopy, request: Request, before_call: Callable[[], None] = l
 
 
 def guided(
-    model: Loopy, x: Tensor, timestep: int, conditions: Conditions, guidance: Guidance,
+    model: Loopy, x: Tensor, timestep: int, conditions: Conditions, request: Request,
     before_call: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Three passes that differ in what is dropped; a pass whose weight is zero is not run."""
     branches = (conditions, conditions.without_audio(), conditions.without_audio().without_reference())
     t = torch.full((len(x),), timestep, device=x.device)
     total = torch.zeros_like(x)
-    for weight, branch in zip(guidance.weights(), branches):
+    for weight, branch in zip(request.guidance.weights(), branches):
         if weight:
             before_call()
-            total += weight * model.denoise(x, t, branch)
+            total += weight * model.denoise(x.to(request.dtype), t, branch)
     return total
 
 
@@ -115,7 +121,7 @@ def _conditions(
 ) -> Conditions:
     clip = model.config.clip
     windows = request.speech.windows(start, clip.frames, clip.audio_context, model.config.audio.layers)
-    windows = windows.to(request.portrait)
+    windows = windows.to(request.portrait.device, request.dtype)
     if request.motion_latents is None:
         latents = model.motion_latents_from_audio(windows)
     else:
@@ -137,7 +143,7 @@ class MotionMemory:
     def read(self, latents: Tensor) -> list:
         """VAE latents (B, C, h, w) -> features; one pass of the reference net."""
         self.before_call()
-        seen = self.model.read(latents * self.model.config.latent_scale)
+        seen = self.model.read((latents * self.model.config.latent_scale).to(self.request.dtype))
         self.blank = [torch.zeros_like(site.output[0]) for site in seen]
         return seen
 
@@ -171,3 +177,17 @@ class MotionMemory:
             return any(a in wanted for a in later)
 
         self.features = {name: kept for name, kept in self.features.items() if returns(name)}
+
+
+def activation_bytes(config: LoopyConfig, height: int, width: int, bytes_per_value: int) -> int:
+    """Memory beside the weights for one clip at latents of `height` x `width`: the cached keys,
+    values and motion features of every site, and the activations of the widest point of a pass."""
+    clip, unet = config.clip, config.unet
+    cached = 0
+    for level, (channels, attention) in enumerate(zip(unet.channels, unet.attention)):
+        sites = attention * (2 * unet.layers + 1) + (level == len(unet.channels) - 1)
+        tokens = -(-height // 2**level) * -(-width // 2**level)
+        reference, motion = 3, 4 * clip.motion_frames  # normed+k+v; features, their stack, k, v
+        cached += sites * tokens * channels * (reference + motion)
+    live = LIVE_COPIES * clip.frames * height * width * unet.channels[0]
+    return bytes_per_value * (cached + live)

@@ -46,8 +46,8 @@ RECIPES = {
         "puppet",
         PUPPET,
         (
-            Stage("one", 1500, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
-            Stage("two", 3600, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
+            Stage("one", 1400, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
+            Stage("two", 3300, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
         ),
         ema_decay=0.998,
     ),

@@ -1,0 +1,132 @@
+"""Puppet clips, each a function of its seed, and the prepared data the denoiser trains on."""
+
+import os
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..audio import align_to_frames
+from ..autoencoder import Autoencoder
+from ..speech_encoder import SpeechEncoder
+from .faces import landmarks, render
+from .identity import draw_identity
+from .motion import draw_motion
+from .speech import FPS, HELD_OUT_VOICES, SAMPLES_PER_FRAME, TRAINING_VOICES, utterance
+
+FRAMES = 200  # per clip, 8 s
+SIZE = 64  # pixels of a training frame
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clips `first_seed`, `first_seed` + 1, ... spoken by `voices`."""
+
+    first_seed: int
+    voices: tuple[str, ...]
+
+    def seeds(self, count: int) -> range:
+        return range(self.first_seed, self.first_seed + count)
+
+
+SPLITS = {"train": Split(0, TRAINING_VOICES), "test": Split(1_000_000, HELD_OUT_VOICES)}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip: identity (K,), motion (F, 8), waveform (F * 640,) float32 at 16 kHz."""
+
+    identity: np.ndarray
+    motion: np.ndarray
+    waveform: np.ndarray
+
+
+def draw_clip(seed: int, frames: int, voices: tuple[str, ...]) -> Clip:
+    """The clip of `seed`; face, movement and speech have separate random streams."""
+    speech = utterance(random.Random(f"speech {seed}"), frames, voices)
+    motion = draw_motion(random.Random(f"motion {seed}"), speech.visemes)
+    return Clip(draw_identity(random.Random(f"face {seed}")), motion, speech.waveform)
+
+
+def write_clips(folder: Path, split: Split, count: int, frames: int = FRAMES) -> None:
+    """Draw `count` clips: waveform.npy (float16), motion.npy, identity.npy, landmarks.npy."""
+    clips = [
+        draw_clip(seed, frames, split.voices)
+        for seed in tqdm(split.seeds(count), f"clips {folder.name}", mininterval=10)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    points = [landmarks(_repeat(c.identity, frames), torch.tensor(c.motion)) for c in clips]
+    np.save(folder / "landmarks.npy", torch.stack(points).numpy())
+    np.save(folder / "motion.npy", np.stack([clip.motion for clip in clips]))
+    np.save(folder / "identity.npy", np.stack([clip.identity for clip in clips]))
+    waveforms = np.stack([clip.waveform.astype(np.float16) for clip in clips])
+    np.save(folder / "waveform.npy", waveforms)  # last: its presence says the split is drawn
+
+
+def draw_frames(identity: np.ndarray, motion: np.ndarray, size: int = SIZE) -> torch.Tensor:
+    """One clip's video: identity (K,), motion (F, 8) -> uint8 (F, 3, size, size)."""
+    images = render(_repeat(identity, len(motion)), torch.tensor(motion), size)
+    return to_bytes(images)
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """0..1 -> uint8, as a video file would hold them."""
+    return (images * 255).round().byte()
+
+
+def to_signed(images: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float -1..1."""
+    return images.float() / 127.5 - 1
+
+
+def write_latents(folder: Path, autoencoder: Autoencoder) -> None:
+    """latents.npy float16 (N, F, C, SIZE / 8, SIZE / 8) of the drawn frames."""
+    identities, motions = np.load(folder / "identity.npy"), np.load(folder / "motion.npy")
+    clips = zip(identities, motions, strict=True)
+    _write(
+        folder / "latents.npy",
+        len(motions),
+        (_encode(draw_frames(*clip), autoencoder) for clip in clips),
+    )
+
+
+def write_speech(folder: Path, encoder: SpeechEncoder) -> None:
+    """speech.npy float16 (N, F, layers, width): hidden states at the middle of each frame."""
+    waveforms = np.load(folder / "waveform.npy", mmap_mode="r")
+    _write(
+        folder / "speech.npy",
+        len(waveforms),
+        (_hear(waveform.astype(np.float32), encoder) for waveform in waveforms),
+    )
+
+
+@torch.no_grad()
+def _encode(frames: torch.Tensor, autoencoder: Autoencoder) -> torch.Tensor:
+    return torch.cat([autoencoder.encode(to_signed(part)) for part in frames.split(100)])
+
+
+@torch.no_grad()
+def _hear(waveform: np.ndarray, encoder: SpeechEncoder) -> torch.Tensor:
+    hidden = encoder(torch.tensor(waveform)[None])[0]  # (L, tokens, D)
+    return align_to_frames(hidden, len(waveform) // SAMPLES_PER_FRAME, FPS)  # (F, L, D)
+
+
+def _repeat(identity: np.ndarray, frames: int) -> torch.Tensor:
+    return torch.tensor(identity)[None].expand(frames, -1)
+
+
+def _write(path: Path, count: int, rows: Iterable[torch.Tensor]) -> None:
+    """Collect `count` rows as float16; the file appears under its name only when complete."""
+    array, partial = None, path.with_suffix(".partial")
+    rows = tqdm(rows, f"{path.parent.name} {path.stem}", count, mininterval=10)
+    for index, row in enumerate(rows):
+        if array is None:
+            shape = (count, *row.shape)
+            array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+        array[index] = row.numpy()
+    array.flush()
+    os.replace(partial, path)

@@ -1,0 +1,59 @@
+"""Model, autoencoder and speech encoder -> the one file that comes with the pack."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch.nn import functional as F
+
+from ..autoencoder import Autoencoder
+from ..config import PUPPET
+from ..model import Loopy
+from ..speech_encoder import SpeechEncoder
+from ..weights import Header, ModelCard, load_strictly, load_tensors, save_checkpoint
+
+CARD = ModelCard(
+    name="Loopy puppet",
+    trained_on="1000 clips of 8 s: faces drawn by loopy_model.puppet.faces, speech by espeak-ng; no photograph, no "
+    "recording of a person",
+    limits="Animates drawn faces like the bundled portraits at 64x64 pixels. It shows that every part works; it cannot "
+    "animate photographs. An independent implementation of the Loopy paper; ByteDance released no weights.",
+    licence="Apache-2.0",
+)
+
+
+def pack(lab: Path, loopy: Path, result: Path) -> Path:
+    """`lab` is the run directory of `loopy_model.puppet`, `loopy` the model that
+    `loopy_model.train` exported. Weights are stored in float16."""
+    autoencoder, speech = Autoencoder().eval(), SpeechEncoder().eval()
+    load_strictly(autoencoder, _flat(lab / "autoencoder.safetensors"), lab / "autoencoder.safetensors")
+    load_strictly(speech, _flat(lab / "speech_encoder.safetensors"), lab / "speech_encoder.safetensors")
+    model = Loopy(PUPPET)
+    load_strictly(model, load_tensors(loopy)["loopy"], loopy)
+    latents = np.load(lab / "prepared" / "test" / "latents.npy", mmap_mode="r")[:, ::20].reshape(-1, 16, 8, 8)
+    preview = preview_colours(autoencoder, torch.from_numpy(latents.astype(np.float32)))
+    header = Header(PUPPET, CARD, {
+        "speech_encoder": speech.config,
+        "autoencoder": {"sizes": asdict(autoencoder.config), "preview": preview},
+    })
+    parts = {"loopy": model, "speech_encoder": speech, "autoencoder": autoencoder}
+    save_checkpoint(result, header, parts)
+    return result
+
+
+def _flat(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+@torch.no_grad()
+def preview_colours(autoencoder: Autoencoder, latents: torch.Tensor) -> dict[str, list]:
+    """Least squares from a latent cell to the mean colour (-1..1) of its patch, for live previews."""
+    colours = F.avg_pool2d(autoencoder.decode(latents), autoencoder.config.patch)
+    x = rearrange(latents, "n c h w -> (n h w) c")
+    y = rearrange(colours, "n c h w -> (n h w) c")
+    solution = torch.linalg.lstsq(F.pad(x, (0, 1), value=1.0), y).solution  # (C + 1, 3)
+    return {"factors": solution[:-1].tolist(), "bias": solution[-1].tolist()}

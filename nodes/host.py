@@ -1,0 +1,121 @@
+"""Every point where the pack touches ComfyUI's internals: weights, memory, VAE, audio encoder."""
+
+import logging
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+import torchaudio
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor, nn
+
+from ..loopy_model.autoencoder import Autoencoder, AutoencoderConfig
+from ..loopy_model.config import SAMPLE_RATE, LoopyConfig
+from ..loopy_model.layers import Attention
+from ..loopy_model.model import Loopy
+from ..loopy_model.speech_encoder import SpeechEncoder
+from ..loopy_model.weights import load_strictly
+from .types import HostedLoopy
+
+ASSETS = Path(__file__).parents[1] / "assets"
+MODEL_FOLDER = "loopy"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+STREAMABLE = {
+    nn.Linear: "Linear", nn.Conv1d: "Conv1d", nn.Conv2d: "Conv2d", nn.GroupNorm: "GroupNorm", nn.LayerNorm: "LayerNorm",
+}
+
+
+def register_model_folder() -> None:
+    """models/loopy, extra_model_paths' `loopy:` entries, and the model that comes with the pack."""
+    folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
+    folder_paths.add_model_folder_path(MODEL_FOLDER, str(ASSETS / "models"))
+    folder_paths.folder_names_and_paths[MODEL_FOLDER][1].update({".safetensors", ".sft"})
+
+
+def hosted_loopy(config: LoopyConfig, state: dict[str, Tensor], weight_dtype: str, path: Path,
+                 preview: dict | None) -> HostedLoopy:
+    """Weights -> a model that the host can load, stream and unload."""
+    device = mm.get_torch_device()
+    count = sum(tensor.numel() for tensor in state.values())
+    stored = next(iter(state.values())).dtype
+    dtype = DTYPES.get(weight_dtype) or mm.unet_dtype(device, model_params=count, weight_dtype=stored)
+    compute = mm.unet_manual_cast(dtype, device) or dtype
+    with torch.device("meta"):
+        model = Loopy(config)
+    load_strictly(model, {k: v.to(dtype) for k, v in state.items()}, path, assign=True)
+    patcher = _managed(model, dtype, compute, device)
+    logging.info("%s: %.1f M parameters, weights %s, computing in %s", path.name, count / 1e6, dtype, compute)
+    return HostedLoopy(patcher, config, _latent_format(config, preview), compute, path.name)
+
+
+def _managed(model: nn.Module, dtype: torch.dtype, compute: torch.dtype, device: torch.device) -> comfy.model_patcher.ModelPatcher:
+    model.eval().requires_grad_(False)
+    use_host_layers(model, comfy.ops.pick_operations(dtype, compute))
+    mm.archive_model_dtypes(model)
+    # CoreModelPatcher is looked up at call time: the host replaces it when dynamic VRAM starts.
+    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=mm.unet_offload_device())
+
+
+def use_host_layers(model: nn.Module, operations: type) -> None:
+    """Leaf layers become the host's, which cast and stream their own weights; so does attention."""
+    for module in model.modules():
+        if type(module) in STREAMABLE:
+            module.__class__ = getattr(operations, STREAMABLE[type(module)])
+        elif isinstance(module, Attention):
+            module.attend = optimized_attention
+
+
+def _latent_format(config: LoopyConfig, preview: dict | None) -> comfy.latent_formats.LatentFormat:
+    """What the live preview needs: SD1.5's colours, or those in the checkpoint's own header."""
+    if config.unet.latent_channels == 4:
+        return comfy.latent_formats.SD15(config.latent_scale)
+    latent_format = comfy.latent_formats.LatentFormat()
+    latent_format.scale_factor = config.latent_scale
+    latent_format.latent_channels = config.unet.latent_channels
+    if preview:
+        latent_format.latent_rgb_factors = preview["factors"]
+        latent_format.latent_rgb_factors_bias = preview["bias"]
+    return latent_format
+
+
+def autoencoder_vae(config: AutoencoderConfig, state: dict[str, Tensor], path: Path) -> comfy.sd.VAE:
+    """The checkpoint's own autoencoder as a stock VAE, tiling and out-of-memory fallback included."""
+    vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
+    model = Autoencoder(config)
+    load_strictly(model, {k: v.float() for k, v in state.items()}, path)
+    vae.first_stage_model = model.eval().requires_grad_(False)
+    vae.patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=vae.device, offload_device=mm.vae_offload_device())
+    vae.latent_channels = config.latent_channels
+    vae.downscale_ratio = vae.upscale_ratio = config.patch
+    # widest layer: `width` channels at latent resolution, a handful of copies alive; plus the pixels
+    live = 4 * (8 * config.width + 4 * 3 * config.patch**2)
+    vae.memory_used_encode = lambda shape, dtype: live * shape[2] * shape[3] // config.patch**2
+    vae.memory_used_decode = lambda shape, dtype: live * shape[2] * shape[3]
+    return vae
+
+
+class HostedSpeechEncoder:
+    """The checkpoint's own wav2vec behind the interface of the host's AUDIO_ENCODER."""
+
+    def __init__(self, sizes: dict, state: dict[str, Tensor], path: Path) -> None:
+        model = SpeechEncoder(sizes)
+        load_strictly(model, {k: v.float() for k, v in state.items()}, path)
+        self.model = model.eval().requires_grad_(False)
+        self.load_device = mm.text_encoder_device()
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            self.model, load_device=self.load_device, offload_device=mm.text_encoder_offload_device())
+
+    def encode_audio(self, audio: Tensor, sample_rate: int) -> dict:
+        """(B, channels, samples) -> all hidden states, as the stock encoders return them."""
+        mm.load_models_gpu([self.patcher], force_full_load=True)
+        audio = torchaudio.functional.resample(audio, sample_rate, SAMPLE_RATE)
+        hidden = self.model(audio.mean(1).to(self.load_device))  # (B, L, T, D)
+        layers = tuple(hidden.unbind(1))
+        return {"encoded_audio": layers[-1], "encoded_audio_all_layers": layers, "audio_samples": audio.shape[2]}

@@ -1,0 +1,1 @@
+"""The commands of the README and what they stand on: environment, host, client, browser."""

@@ -1,0 +1,196 @@
+"""What people feed the nodes with by mistake: it works, or one sentence says what to change."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from graphs import change, find, inputs, node, short_start, swap, with_portrait, with_voice
+from media import Video, read_video, write_picture, write_tone
+from safetensors.torch import save_file
+
+from scripts.client import Client, Prompt, PromptError
+from scripts.host import Host
+
+# Words of Python and PyTorch that mean nothing to the person in front of the graph.
+PROGRAMMER = re.compile(
+    r"Traceback|[A-Z]\w+(Error|Exception)\b|NoneType|torch\.|dtype|tensor|shape|\bkeys?\b|<class|self\.",
+    re.IGNORECASE,
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_half_written(host: Host) -> None:
+    """After each test every file in the output folder is a complete video, and nothing is outside."""
+    yield
+    outside = [path for path in host.base.iterdir() if path.suffix]
+    assert [path.name for path in outside] == ["comfyui.log"]
+    for path in host.output.rglob("*"):
+        assert path.is_dir() or (path.suffix == ".mp4" and read_video(path).frames > 0), path
+
+
+def complaint(client: Client, prompt: Prompt) -> str:
+    """The sentence that a person reads after pressing Run."""
+    with pytest.raises(PromptError) as caught:
+        client.run(prompt)
+    return str(caught.value).split(": ", 1)[1]
+
+
+def assert_clear(sentence: str, *names: str) -> None:
+    assert not PROGRAMMER.search(sentence), sentence
+    assert sentence.endswith(".") and "\n" not in sentence and len(sentence) <= 300, sentence
+    assert any(name.lower() in sentence.lower() for name in names), sentence
+
+
+def make(host: Host, client: Client, prompt: Prompt) -> Video:
+    [file] = client.run(prompt)[find(prompt, "LoopyVideoCombine")]["images"]
+    return read_video(host.output / file["subfolder"] / file["filename"])
+
+
+def works_or_explains(client: Client, prompt: Prompt, *names: str) -> None:
+    try:
+        client.run(prompt)
+    except PromptError as error:
+        assert_clear(str(error).split(": ", 1)[1], *names)
+
+
+# Model files
+
+
+def test_file_of_another_model(client: Client, model_folder: Path) -> None:
+    save_file({"model.weight": torch.zeros(4, 4)}, model_folder / "other.safetensors")
+    prompt = change(short_start(seed=10), "LoopyLoadModel", model_name="other.safetensors")
+    assert_clear(complaint(client, prompt), "other.safetensors")
+
+
+def test_download_that_was_cut_short(client: Client, model_folder: Path, bundled_model: Path) -> None:
+    data = bundled_model.read_bytes()
+    (model_folder / "half.safetensors").write_bytes(data[: len(data) // 2])
+    prompt = change(short_start(seed=10), "LoopyLoadModel", model_name="half.safetensors")
+    assert_clear(complaint(client, prompt), "half.safetensors")
+
+
+@pytest.mark.parametrize("content", ["", "<html>Please log in to download this file.</html>"])
+def test_text_with_the_name_of_a_model(client: Client, model_folder: Path, content: str) -> None:
+    (model_folder / "page.safetensors").write_text(content)
+    prompt = change(short_start(seed=10), "LoopyLoadModel", model_name="page.safetensors")
+    assert_clear(complaint(client, prompt), "page.safetensors")
+
+
+def test_model_file_that_is_gone(client: Client) -> None:
+    prompt = change(short_start(seed=10), "LoopyLoadModel", model_name="gone.safetensors")
+    assert "gone.safetensors" in complaint(client, prompt)  # the host's own sentence
+
+
+# Voices
+
+
+def test_empty_audio(client: Client) -> None:
+    empty = {"duration": 0.0, "sample_rate": 16_000, "channels": 1}
+    prompt = swap(short_start(seed=11, frames=0), "LoopySampleVoice", "EmptyAudio", **empty)
+    assert_clear(complaint(client, prompt), "audio")
+
+
+def test_silent_audio(host: Host, client: Client) -> None:
+    silence = {"duration": 0.6, "sample_rate": 44_100, "channels": 2}
+    prompt = swap(short_start(seed=11, frames=0), "LoopySampleVoice", "EmptyAudio", **silence)
+    assert make(host, client, prompt).frames == 15
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels"), [(8_000, 1), (44_100, 2), (96_000, 2), (192_000, 1), (16_000, 6)]
+)
+def test_audio_of_any_rate(
+    host: Host, client: Client, input_folder: Path, rate: int, channels: int
+) -> None:
+    write_tone(input_folder / f"{rate}-{channels}.wav", 0.6, rate, channels)
+    prompt = with_voice(short_start(seed=12, frames=0), f"{rate}-{channels}.wav")
+    video = make(host, client, prompt)
+    assert video.frames == 15
+    assert abs(video.seconds - video.audio_seconds) <= 0.5 / 25
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.1])
+def test_very_short_audio(client: Client, input_folder: Path, seconds: float) -> None:
+    write_tone(input_folder / f"{seconds}.wav", seconds)
+    works_or_explains(client, with_voice(short_start(seed=13, frames=0), f"{seconds}.wav"), "audio")
+
+
+def test_start_behind_the_end_of_the_audio(client: Client) -> None:
+    prompt = short_start(seed=13, start_frame=100_000, frames=0)
+    assert_clear(complaint(client, prompt), "start_frame", "start frame")
+
+
+# Portraits
+
+
+@pytest.mark.parametrize(("width", "height"), [(10, 10), (1, 1), (33, 500), (2000, 61)])
+def test_portrait_of_any_size(client: Client, input_folder: Path, width: int, height: int) -> None:
+    write_picture(input_folder / f"{width}x{height}.png", width, height)
+    prompt = with_portrait(short_start(seed=14), f"{width}x{height}.png")
+    works_or_explains(client, prompt, "portrait")
+
+
+def test_several_portraits(client: Client) -> None:
+    batch = {"width": 64, "height": 64, "batch_size": 3, "color": 0}
+    prompt = swap(short_start(seed=14), "LoopySamplePortrait", "EmptyImage", **batch)
+    works_or_explains(client, prompt, "portrait")
+
+
+# Video Combine
+
+
+def combine(width: int = 64, height: int = 64, frames: int = 5, **values: object) -> Prompt:
+    """Video Combine alone, on grey pictures."""
+    grey = node("EmptyImage", width=width, height=height, batch_size=frames, color=0x808080)
+    video = {"images": ["grey", 0], "fps": 25.0, "filename_prefix": "mistakes", **values}
+    return {"grey": grey, "combine": node("LoopyVideoCombine", **video)}
+
+
+def test_pictures_of_odd_size(host: Host, client: Client) -> None:
+    video = make(host, client, combine(width=65, height=33))
+    assert video.frames == 5 and abs(video.size[0] - 65) <= 1 and abs(video.size[1] - 33) <= 1
+
+
+def test_pictures_with_alpha(host: Host, client: Client) -> None:
+    prompt = combine(width=65, height=33)
+    prompt["mask"] = node("SolidMask", value=0.5, width=65, height=33)
+    prompt["alpha"] = node("JoinImageWithAlpha", image=["grey", 0], alpha=["mask", 0])
+    inputs(prompt, "LoopyVideoCombine")["images"] = ["alpha", 0]
+    assert make(host, client, prompt).codec == "h264"
+
+
+def test_one_picture(host: Host, client: Client) -> None:
+    assert make(host, client, combine(frames=1)).frames == 1
+
+
+def test_pictures_of_one_pixel(client: Client) -> None:
+    works_or_explains(client, combine(width=1, height=1), "images")
+
+
+def test_no_audio(host: Host, client: Client) -> None:
+    assert make(host, client, combine()).audio_codec is None
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 0.05, 10.0])
+def test_audio_of_another_length(host: Host, client: Client, seconds: float) -> None:
+    prompt = combine(frames=25, audio=["silence", 0])
+    prompt["silence"] = node("EmptyAudio", duration=seconds, sample_rate=192_000, channels=2)
+    video = make(host, client, prompt)
+    assert video.frames == 25 and video.seconds == pytest.approx(1, abs=1e-3)
+    assert video.audio_seconds <= 1 + 0.5 / 25
+
+
+@pytest.mark.parametrize("fps", [1.0, 23.976, 60.0])
+def test_other_frame_rates(host: Host, client: Client, fps: float) -> None:
+    assert make(host, client, combine(fps=fps)).fps == pytest.approx(fps, abs=1e-2)
+
+
+@pytest.mark.parametrize("prefix", ["../../escape", "/tmp/escape", "..", "a/../../escape"])
+def test_file_name_that_leads_out_of_the_output_folder(client: Client, prefix: str) -> None:
+    assert_clear(complaint(client, combine(filename_prefix=prefix)), "filename_prefix", "filename prefix")
+
+
+@pytest.mark.parametrize("prefix", ["", "sub/folder/name", "%date:yyyy%", "ünï çødé", "a:b?c*d"])
+def test_unusual_file_names(client: Client, prefix: str) -> None:
+    works_or_explains(client, combine(filename_prefix=prefix), "filename_prefix", "filename prefix")

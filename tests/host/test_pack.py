@@ -1,0 +1,261 @@
+"""The pack on real hosts: what it registers, what the quick start makes, cancelling, chaining."""
+
+import json
+import math
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from graphs import VOICES, change, find, inputs, node, quick_start, short_start
+from media import Video, read_video, sound_seconds
+
+from loopy_model.config import PUPPET
+from scripts.client import Client, Run
+from scripts.environment import ROOT
+from scripts.host import PACK, Host
+
+INPUTS = {
+    "LoopyLoadModel": ["model_name", "weight_dtype"],
+    "LoopySamplePortrait": ["portrait"],
+    "LoopySampleVoice": ["voice"],
+    "LoopyAudioEncode": ["loopy_model", "audio_encoder", "audio"],
+    "LoopyAudioToLatents": ["loopy_model", "loopy_audio", "source", "level"],
+    "LoopyMotionFrames": ["sampling", "stride", "ratio", "segments", "past_latents"],
+    "LoopySampler": [
+        *("loopy_model", "vae", "portrait", "loopy_audio", "seed", "steps", "audio_ratio"),
+        *("ref_ratio", "start_frame", "frames", "motion_latents", "motion_frames"),
+    ],
+    "LoopyVideoCombine": ["images", "fps", "filename_prefix", "audio"],
+}
+OUTPUTS = {
+    "LoopyLoadModel": ["LOOPY_MODEL", "AUDIO_ENCODER", "VAE"],
+    "LoopySamplePortrait": ["IMAGE"],
+    "LoopySampleVoice": ["AUDIO"],
+    "LoopyAudioEncode": ["LOOPY_AUDIO"],
+    "LoopyAudioToLatents": ["LOOPY_MOTION_LATENTS"],
+    "LoopyMotionFrames": ["LOOPY_MOTION_FRAMES"],
+    "LoopySampler": ["LATENT"],
+    "LoopyVideoCombine": ["VIDEO"],
+}
+DEFAULTS = {
+    "LoopyMotionFrames": {"stride": 4, "ratio": 2, "segments": 5},
+    "LoopySampler": {
+        **{"steps": 25, "audio_ratio": 5.0, "ref_ratio": 3.0, "start_frame": 0, "frames": 0},
+    },
+    "LoopyVideoCombine": {"fps": 25.0},
+}
+CHOICES = {
+    ("LoopyLoadModel", "weight_dtype"): ["default", "fp32", "fp16", "bf16"],
+    ("LoopyAudioToLatents", "source"): ["audio", "head movement", "expression"],
+    ("LoopyMotionFrames", "sampling"): ["uniform", "mean", "random"],
+}
+
+
+def options(info: dict, name: str) -> dict:
+    """What a node says of one of its inputs."""
+    [spec] = [group[name] for group in info["input"].values() if name in group]
+    return spec[1]
+
+
+def choices(info: dict, name: str) -> list[str]:
+    [spec] = [group[name] for group in info["input"].values() if name in group]
+    return spec[1]["options"] if spec[0] == "COMBO" else spec[0]
+
+
+# What the host registers
+
+
+@pytest.mark.parametrize("node_id", INPUTS)
+def test_node_is_registered_as_promised(client: Client, node_id: str) -> None:
+    info = client.request(f"/object_info/{node_id}")[node_id]
+    assert info["category"] == "Loopy"
+    assert [name for group in info["input_order"].values() for name in group] == INPUTS[node_id]
+    assert info["output"] == OUTPUTS[node_id]
+    for name, default in DEFAULTS.get(node_id, {}).items():
+        assert options(info, name)["default"] == default
+
+
+@pytest.mark.parametrize("node_id", INPUTS)
+def test_node_explains_itself(client: Client, node_id: str) -> None:
+    info = client.request(f"/object_info/{node_id}")[node_id]
+    assert info["description"]
+    assert all(options(info, name).get("tooltip") for name in INPUTS[node_id])
+    assert len(info["output_tooltips"]) == len(info["output"]) and all(info["output_tooltips"])
+
+
+@pytest.mark.parametrize(("node_id", "name"), CHOICES)
+def test_choices_are_those_promised(client: Client, node_id: str, name: str) -> None:
+    info = client.request(f"/object_info/{node_id}")[node_id]
+    assert choices(info, name) == CHOICES[node_id, name]
+
+
+def test_bundled_files_are_offered(client: Client) -> None:
+    info = client.object_info()
+    assert "loopy-puppet.safetensors" in choices(info["LoopyLoadModel"], "model_name")
+    portraits = {path.name for path in (ROOT / "assets" / "portraits").glob("*.png")}
+    assert set(choices(info["LoopySamplePortrait"], "portrait")) == portraits
+    assert len(choices(info["LoopySampleVoice"], "voice")) > 0
+
+
+def test_pack_has_no_other_nodes(client: Client) -> None:
+    module = f"custom_nodes.{PACK}"
+    ours = {key for key, info in client.object_info().items() if info["python_module"] == module}
+    assert ours == set(INPUTS)
+
+
+def test_start_up_log_has_no_complaint_about_us(host: Host) -> None:
+    lines = host.log_lines()
+    start_up = lines[: next(i for i, line in enumerate(lines) if "To see the GUI" in line)]
+    assert not [line for line in start_up if "Traceback" in line or "IMPORT FAILED" in line]
+    complaint = re.compile("error|warning|fail|deprecat", re.IGNORECASE)
+    assert not [line for line in start_up if "loopy" in line.lower() and complaint.search(line)]
+
+
+# The quick start
+
+
+@dataclass
+class Finished:
+    """The quick start after its first run."""
+
+    run: Run
+    path: Path
+    video: Video
+
+
+@pytest.fixture(scope="module")
+def finished(host: Host, client: Client) -> Finished:
+    prompt = quick_start()
+    workflow = json.loads((ROOT / "workflows" / "loopy_quick_start.json").read_text())
+    run = client.queue(prompt, workflow, previews="latent2rgb")
+    [file] = run.wait()[find(prompt, "LoopyVideoCombine")]["images"]
+    path = host.output / file["subfolder"] / file["filename"]
+    return Finished(run, path, read_video(path))
+
+
+def test_quick_start_makes_a_playable_video(finished: Finished) -> None:
+    assert finished.path.suffix == ".mp4"
+    assert (finished.video.codec, finished.video.audio_codec) == ("h264", "aac")
+    assert finished.video.size == (512, 512)
+
+
+def test_video_is_as_long_as_the_voice(finished: Finished) -> None:
+    voice = sound_seconds(VOICES / inputs(quick_start(), "LoopySampleVoice")["voice"])
+    half_a_frame = 0.5 / 25
+    assert finished.video.fps == 25
+    assert finished.video.frames == round(voice * 25)
+    assert abs(finished.video.seconds - finished.video.audio_seconds) <= half_a_frame
+
+
+def test_video_carries_its_graph(finished: Finished) -> None:
+    assert json.loads(finished.video.metadata["prompt"]) == quick_start()
+    assert json.loads(finished.video.metadata["workflow"])["nodes"]
+
+
+def test_progress_counts_the_steps_of_all_clips(finished: Finished) -> None:
+    prompt = quick_start()
+    sampler = find(prompt, "LoopySampler")
+    clips = math.ceil(finished.video.frames / PUPPET.clip.frames)
+    progress = [data for data in finished.run.data("progress") if data["node"] == sampler]
+    assert {data["max"] for data in progress} == {clips * inputs(prompt, "LoopySampler")["steps"]}
+    assert [data["value"] for data in progress] == sorted(data["value"] for data in progress)
+    assert progress[-1]["value"] == progress[-1]["max"]
+
+
+def test_previews_arrive(finished: Finished) -> None:
+    assert finished.run.previews > 0
+
+
+def test_second_run_is_fully_cached(client: Client, finished: Finished) -> None:
+    run = client.queue(quick_start())
+    run.wait()
+    assert run.cached == set(quick_start())
+
+
+# Cancelling
+
+
+def test_cancelling_works_within_one_model_call(host: Host, client: Client) -> None:
+    prompt = change(quick_start(), "LoopySampler", seed=9001)
+    files = set(host.output.rglob("*"))
+    client.run(change(prompt, "LoopySampler", steps=1, frames=12))  # everything is loaded
+    times: list[float] = []
+    run = client.queue(prompt)
+    for event in run.follow():
+        if event["type"] == "progress":
+            times.append(time.monotonic())
+            if len(times) == 4:
+                client.interrupt()
+    one_call = max(late - early for early, late in zip(times, times[1:4]))
+    assert run.events[-1]["type"] == "execution_interrupted"
+    assert time.monotonic() - times[3] <= 2 * one_call + 0.5  # the call under way, and the message
+    assert len(set(host.output.rglob("*")) - files) == 1  # the first run's file only
+
+
+def test_run_after_a_cancelled_one_works(host: Host, client: Client) -> None:
+    prompt = short_start(seed=9002)
+    run = client.queue(change(prompt, "LoopySampler", frames=0))
+    for event in run.follow():
+        if event["type"] == "progress":
+            client.interrupt()
+    [file] = client.run(prompt)[find(prompt, "LoopyVideoCombine")]["images"]
+    assert read_video(host.output / file["subfolder"] / file["filename"]).frames == 12
+
+
+# Chaining with stock nodes, and the parts of the graph that the quick start leaves alone
+
+
+def test_latents_and_images_go_on_into_stock_nodes(client: Client) -> None:
+    prompt = short_start(seed=1)
+    images = [find(prompt, "VAEDecode"), 0]
+    prompt["scaled"] = node("ImageScaleBy", image=images, upscale_method="bicubic", scale_by=1.5)
+    prompt["shown"] = node("PreviewImage", images=["scaled", 0])
+    assert len(client.run(prompt)["shown"]["images"]) == 12
+
+
+def test_video_goes_on_into_stock_nodes(host: Host, client: Client) -> None:
+    prompt = short_start(seed=2)
+    video = [find(prompt, "LoopyVideoCombine"), 0]
+    prompt["saved"] = node("SaveVideo", video=video, filename_prefix="again", format="auto", codec="auto")
+    prompt["parts"] = node("GetVideoComponents", video=video)
+    prompt["shown"] = node("PreviewImage", images=["parts", 0])
+    prompt["heard"] = node("PreviewAudio", audio=["parts", 1])
+    outputs = client.run(prompt)
+    [file] = outputs["saved"]["images"]
+    assert read_video(host.output / file["subfolder"] / file["filename"]).frames == 12
+    assert len(outputs["shown"]["images"]) == 12 and len(outputs["heard"]["audio"]) == 1
+
+
+def test_optional_inputs_are_optional(client: Client) -> None:
+    prompt = short_start(seed=3, motion_latents=None, motion_frames=None)
+    assert client.run(change(prompt, "LoopyVideoCombine", audio=None))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_every_weight_type_runs(client: Client, dtype: str) -> None:
+    assert client.run(change(short_start(seed=4), "LoopyLoadModel", weight_dtype=dtype))
+
+
+@pytest.mark.parametrize("source", ["audio", "head movement", "expression"])
+def test_every_motion_source_runs(client: Client, source: str) -> None:
+    assert client.run(change(short_start(seed=5), "LoopyAudioToLatents", source=source, level=0.8))
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "mean", "random"])
+def test_every_way_to_pick_motion_frames_runs(client: Client, sampling: str) -> None:
+    prompt = short_start(seed=6, frames=24)
+    assert client.run(change(prompt, "LoopyMotionFrames", sampling=sampling))
+
+
+def test_video_can_be_continued(client: Client) -> None:
+    """The latents of one sampler are the past of the next, which starts where it ended."""
+    prompt = short_start(seed=7)
+    first, how = inputs(prompt, "LoopySampler"), inputs(prompt, "LoopyMotionFrames")
+    made = [find(prompt, "LoopySampler"), 0]
+    prompt["past"] = node("LoopyMotionFrames", **how, past_latents=made)
+    prompt["next"] = node("LoopySampler", **{**first, "start_frame": 12, "motion_frames": ["past", 0]})
+    prompt["decoded"] = node("VAEDecode", samples=["next", 0], vae=first["vae"])
+    prompt["shown"] = node("PreviewImage", images=["decoded", 0])
+    assert len(client.run(prompt)["shown"]["images"]) == 12
