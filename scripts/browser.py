@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 from playwright.sync_api import Page, Route, sync_playwright
 
 from scripts.client import Prompt
+from scripts.environment import NEWEST, SetupError, chromium, get_host
+from scripts.host import Host, make_base
 
 Workflow = dict[str, Any]  # what the frontend saves: nodes with places, links, groups
 
@@ -23,8 +27,8 @@ FLAGS = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
-READY = """() => window.app?.graph && window.app.extensionManager && window.LiteGraph
-    && Object.keys(window.LiteGraph.registered_node_types).length > 100"""
+READY = """() => Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100
+    && window.app?.extensionManager?.workflow?.activeWorkflow?.isLoaded"""
 START_MILLISECONDS = 120_000
 
 
@@ -43,7 +47,7 @@ class Frontend:
         route.continue_() if local else route.abort()
 
     def open(self, query: str = "") -> None:
-        """Load the page and wait until every node is known."""
+        """Load the page and wait until every node is known and the first graph is there."""
         self.page.goto(f"{self.url}/{query}", wait_until="domcontentloaded")
         self.page.wait_for_function(READY, timeout=START_MILLISECONDS)
 
@@ -82,6 +86,14 @@ class Frontend:
         """What the frontend would queue."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")
 
+    def set_widget(self, node_id: str, name: str, value: Any) -> None:
+        self.page.evaluate(
+            "([id, name, value]) => {"
+            " const node = app.graph.getNodeById(id) ?? app.graph.getNodeById(Number(id));"
+            " node.widgets.find(widget => widget.name === name).value = value }",
+            [node_id, name, value],
+        )
+
     def workflow(self) -> Workflow:
         """What the frontend would save."""
         return self.page.evaluate("() => app.graph.serialize()")
@@ -94,7 +106,8 @@ class Frontend:
 
     def screenshot(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=path)
+        quality = {"type": "jpeg", "quality": 85} if path.suffix == ".jpg" else {}
+        self.page.screenshot(path=path, **quality)
 
 
 @contextmanager
@@ -106,3 +119,18 @@ def open_browser(executable: str) -> Iterator[Page]:
             yield browser.new_page(viewport=SIZE)
         finally:
             browser.close()
+
+
+@contextmanager
+def open_frontend() -> Iterator[Frontend]:
+    """The newest host with the pack, in a folder that goes away, and the page that it serves."""
+    executable = chromium()
+    if executable is None:
+        raise SetupError("No Chromium found; install it (apt-get install chromium) or set CHROMIUM.")
+    with tempfile.TemporaryDirectory() as folder:
+        base = make_base(Path(folder))
+        host = Host(Path(sys.executable), get_host(NEWEST), base / "comfyui.log", base)
+        with host, open_browser(executable) as page:
+            frontend = Frontend(page, host.url)
+            frontend.open()
+            yield frontend

@@ -153,7 +153,8 @@ def write_stamp(group: str, requirements: Sequence[str]) -> None:
 
 
 def pip(arguments: Sequence[str], what: str) -> None:
-    run_quietly([str(venv_python()), "-m", "pip", *arguments], f"Installing {what}")
+    python = venv_python() if venv_python().exists() else sys.executable
+    run_quietly([str(python), "-m", "pip", *arguments], f"Installing {what}")
 
 
 def run_quietly(command: Sequence[str], what: str) -> None:

@@ -16,16 +16,16 @@ def tiny() -> Loopy:
 
 
 @pytest.fixture
-def random() -> torch.Generator:
+def generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)
 
 
 @pytest.fixture
-def speak(random: torch.Generator):  # noqa: ANN201
+def speak(generator: torch.Generator):  # noqa: ANN201
     """Makes speech of so many video frames, as a model of `config` hears it."""
 
     def make(frames: int, config: LoopyConfig = TINY) -> Speech:
         shape = (frames, config.audio.layers, config.audio.width)
-        return Speech(torch.randn(shape, generator=random), config.clip.fps)
+        return Speech(torch.randn(shape, generator=generator), config.clip.fps)
 
     return make

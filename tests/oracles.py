@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from loopy_model.config import LoopyConfig
 from loopy_model.model import Loopy
 
-STARTS_ALIVE = ("positions", "embeddings")  # learnable embeddings, not weights of a layer
 
 
 def lively(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -16,7 +15,7 @@ def lively(net: nn.Module, seed: int = 0) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            if not name.endswith(STARTS_ALIVE):
+            if not name.endswith("positions"):  # sinusoids, alive from the start
                 parameter.copy_(_values(name, torch.randn(parameter.shape, generator=generator)))
     return net.eval()
 
@@ -24,6 +23,8 @@ def lively(net: nn.Module, seed: int = 0) -> nn.Module:
 def _values(name: str, unit: Tensor) -> Tensor:
     if unit.ndim == 1:  # biases around 0, the weights of norms around 1
         return 0.1 * unit + float(name.endswith("weight"))
+    if name.endswith("embeddings"):
+        return unit
     return unit / math.sqrt(unit[0].numel())
 
 

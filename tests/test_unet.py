@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from oracles import borrowed, full_width
+from oracles import borrowed
 
 from loopy_model.conditions import Conditions, SiteConditions
-from loopy_model.config import LOOPY, TINY
+from loopy_model.config import LOOPY
 from loopy_model.unet import DenoisingUNet, ReferenceUNet
 
 diffusers = pytest.importorskip("diffusers")
@@ -82,24 +82,23 @@ def test_weights_load_strictly_both_ways(sd15: torch.nn.Module, denoiser: Denois
     ours.load_state_dict(kept, strict=True, assign=True)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
 def test_a_fresh_denoising_net_computes_what_sd15_computes(
-    sd15: torch.nn.Module, denoiser: DenoisingUNet, size: tuple[int, int]
+    sd15: torch.nn.Module, denoiser: DenoisingUNet
 ) -> None:
-    noisy = torch.randn(3, 2, 4, *size, generator=torch.Generator().manual_seed(1))
+    noisy = torch.randn(3, 1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     timestep = torch.tensor([0, 431, 999])
-    ours = denoiser(noisy, timestep, nothing(denoiser)).flatten(0, 1)
-    theirs = sd15(noisy.flatten(0, 1), timestep.repeat_interleave(2), silent_text(6)).sample
+    ours = denoiser(noisy, timestep, nothing(denoiser))[:, 0]
+    theirs = sd15(noisy[:, 0], timestep, silent_text(3)).sample
     assert theirs.std() > 0.1  # the comparison means something
     assert (ours - theirs).abs().max() <= 1e-4
 
 
 def test_odd_sizes_pass_as_in_sd15(sd15: torch.nn.Module, denoiser: DenoisingUNet) -> None:
-    noisy = torch.randn(1, 1, 4, 9, 14, generator=torch.Generator().manual_seed(2))
+    noisy = torch.randn(1, 2, 4, 5, 10, generator=torch.Generator().manual_seed(2))
     timestep = torch.tensor([77])
     ours = denoiser(noisy, timestep, nothing(denoiser))[0]
-    theirs = sd15(noisy[0], timestep, silent_text(1)).sample
-    assert ours.shape == (1, 4, 9, 14)
+    theirs = sd15(noisy[0], timestep.expand(2), silent_text(2)).sample
+    assert ours.shape == (2, 4, 5, 10)
     assert (ours - theirs).abs().max() <= 1e-4
 
 
@@ -109,7 +108,7 @@ def test_the_reference_net_shows_what_sd15s_attention_reads_at_timestep_zero(
     with torch.device("meta"):
         ours = ReferenceUNet(LOOPY.unet)
     ours.load_state_dict({k: sd15.state_dict()[k] for k in ours.state_dict()}, assign=True)
-    picture = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    picture = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
     read, left, handles = [], [], []
     for block in (*sd15.down_blocks, sd15.mid_block, *sd15.up_blocks):
@@ -120,7 +119,7 @@ def test_the_reference_net_shows_what_sd15s_attention_reads_at_timestep_zero(
                     lambda _, args, kwargs: read.append(args[0]), with_kwargs=True),
                 site.register_forward_hook(lambda _, args, out: left.append(out[0])),
             ]
-    sd15(picture, 0, silent_text(2))
+    sd15(picture, 0, silent_text(1))
     for handle in handles:
         handle.remove()
 
@@ -129,21 +128,3 @@ def test_the_reference_net_shows_what_sd15s_attention_reads_at_timestep_zero(
     for site, normed, output in zip(seen, read, left):
         assert (site.normed - normed).abs().max() <= 1e-4
         assert (site.output - output).abs().max() <= 1e-4 * output.abs().max().clamp(min=1)
-
-
-def test_a_feature_list_of_another_length_is_refused() -> None:
-    net = DenoisingUNet(TINY)
-    one_short = Conditions(nothing(net).sites[:-1])
-    with pytest.raises((StopIteration, ValueError, RuntimeError)):
-        net(torch.zeros(1, 4, 4, 4, 4), torch.tensor([0]), one_short)
-
-
-def test_every_pass_is_the_same_pass() -> None:
-    net = full_width(_meta_tiny())
-    noisy, t = torch.randn(1, 4, 4, 4, 4), torch.tensor([5])
-    assert torch.equal(net(noisy, t, nothing(net)), net(noisy, t, nothing(net)))
-
-
-def _meta_tiny() -> DenoisingUNet:
-    with torch.device("meta"):
-        return DenoisingUNet(TINY)

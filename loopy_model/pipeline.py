@@ -1,0 +1,70 @@
+"""A checkpoint that carries everything -> a talking portrait, outside ComfyUI."""
+
+from pathlib import Path
+from typing import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from .audio import hear
+from .autoencoder import Autoencoder, AutoencoderConfig
+from .config import SAMPLE_RATE
+from .model import Loopy
+from .motion import TemporalSegments
+from .portrait import square_portrait
+from .sampling import Guidance, Request, Step, generate
+from .speech_encoder import SpeechEncoder
+from .weights import NotALoopyModel, load_strictly, load_tensors, read_header
+
+
+class Pipeline:
+    """Portrait and waveform in, frames out."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        header, tensors = read_header(checkpoint), load_tensors(checkpoint)
+        if header.parts.keys() != {"speech_encoder", "autoencoder"}:
+            raise NotALoopyModel(f"{checkpoint.name} carries no audio encoder or VAE of its own; "
+                                 "use it in ComfyUI, where both can be connected")
+        self.header, self.config = header, header.config
+        self.model = Loopy(self.config)
+        self.speech_encoder = SpeechEncoder(header.parts["speech_encoder"])
+        self.vae = Autoencoder(AutoencoderConfig(**header.parts["autoencoder"]["sizes"]))
+        for part, module in (("loopy", self.model), ("speech_encoder", self.speech_encoder), ("autoencoder", self.vae)):
+            load_strictly(module, {k: v.float() for k, v in tensors.get(part, {}).items()}, checkpoint)
+            module.eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def __call__(
+        self, portrait: Tensor, waveform: Tensor, sample_rate: int, guidance: Guidance = Guidance(),
+        steps: int = 25, seed: int = 0, on_step: Callable[[Step], None] = lambda step: None,
+    ) -> Tensor:
+        """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1."""
+        voice = _resample(waveform.mean(0), sample_rate)
+        speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
+        request = Request(
+            portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),
+            speech=speech, segments=TemporalSegments(self.config.clip), seed=seed, steps=steps, guidance=guidance,
+        )
+        clips = []
+        for step in generate(self.model, request):
+            on_step(step)
+            if step.finished is not None:
+                clips.append(self.decode(step.finished))
+        return torch.cat(clips)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(F, H, W, 3) 0..1 -> VAE latents (F, C, h, w)."""
+        return self.vae.encode(rearrange(images, "f h w c -> f c h w") * 2 - 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """VAE latents (F, C, h, w) -> (F, H, W, 3) 0..1."""
+        return rearrange(self.vae.decode(latents) / 2 + 0.5, "f c h w -> f h w c").clamp(0, 1)
+
+
+def _resample(waveform: Tensor, sample_rate: int) -> Tensor:
+    if sample_rate == SAMPLE_RATE:
+        return waveform
+    import librosa
+
+    return torch.from_numpy(librosa.resample(waveform.numpy(), orig_sr=sample_rate, target_sr=SAMPLE_RATE))

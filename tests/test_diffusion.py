@@ -1,0 +1,181 @@
+"""Noise schedule and DDIM against diffusers, float64 round trips and known answers."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from loopy_model.config import LOOPY, PUPPET, DiffusionConfig
+from loopy_model.diffusion import NoiseSchedule
+
+PAPER, ZERO_SNR = LOOPY.diffusion, PUPPET.diffusion
+PREDICTIONS, SPACINGS = ("epsilon", "v_prediction"), ("leading", "trailing", "linspace")
+
+
+def theirs(config: DiffusionConfig):  # noqa: ANN201
+    diffusers = pytest.importorskip("diffusers")
+    return diffusers.DDIMScheduler(
+        num_train_timesteps=config.train_steps, beta_start=config.beta_start,
+        beta_end=config.beta_end, beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction, rescale_betas_zero_snr=config.zero_terminal_snr,
+        timestep_spacing=config.spacing, steps_offset=config.steps_offset,
+        set_alpha_to_one=config.final_alpha_one, clip_sample=False,
+    )
+
+
+def every_config() -> list[DiffusionConfig]:
+    configs = [
+        DiffusionConfig(beta_schedule=betas, prediction=prediction, zero_terminal_snr=zero,
+                        spacing=spacing, final_alpha_one=one)
+        for betas in ("scaled_linear", "linear") for prediction in PREDICTIONS
+        for zero in (False, True) for spacing in SPACINGS for one in (False, True)
+    ]
+    # Noise alone says nothing about the picture: epsilon cannot start where the signal is zero.
+    return [c for c in configs
+            if not (c.zero_terminal_snr and c.prediction == "epsilon" and c.spacing != "leading")]
+
+
+@pytest.mark.parametrize("betas", ["scaled_linear", "linear"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_alphas_are_diffusers(betas: str, zero: bool) -> None:
+    config = replace(PAPER, beta_schedule=betas, zero_terminal_snr=zero)
+    ours, other = NoiseSchedule(config).alphas, theirs(config).alphas_cumprod.double()
+    assert ours.dtype == torch.float64
+    assert (ours - other).abs().max() < 2e-6  # theirs are float32
+    assert torch.all(ours.diff() < 0)
+
+
+def test_alphas_of_sd15() -> None:
+    alphas = NoiseSchedule(PAPER).alphas
+    assert alphas[0].item() == pytest.approx(1 - 0.00085, abs=1e-15)
+    assert alphas[1].item() == pytest.approx(
+        (1 - 0.00085) * (1 - (math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) / 999) ** 2),
+        abs=1e-15)
+    assert alphas[-1].item() == pytest.approx(0.00466, abs=1e-5)
+
+
+def test_zero_terminal_snr_ends_in_exactly_nothing_and_keeps_the_first_alpha() -> None:
+    plain, zero = NoiseSchedule(replace(ZERO_SNR, zero_terminal_snr=False)), NoiseSchedule(ZERO_SNR)
+    assert zero.alphas[-1].item() == 0.0 and zero.alphas[-2].item() > 0
+    assert zero.alphas[0].item() == pytest.approx(plain.alphas[0].item(), abs=1e-15)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 4, 5, 10, 20, 25, 30, 50, 250])
+def test_timesteps_are_diffusers(spacing: str, steps: int) -> None:
+    config = replace(PAPER, spacing=spacing)
+    other = theirs(config)
+    other.set_timesteps(steps)
+    assert NoiseSchedule(config).timesteps(steps) == other.timesteps.tolist()
+
+
+def test_the_papers_25_steps() -> None:
+    assert NoiseSchedule(PAPER).timesteps(25) == list(range(961, 0, -40))
+    assert NoiseSchedule(ZERO_SNR).timesteps(25) == list(range(999, 0, -40))
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_any_number_of_steps_goes_down_within_the_schedule(spacing: str) -> None:
+    schedule = NoiseSchedule(replace(PAPER, spacing=spacing))
+    for steps in (*range(1, 120), 333, 500, 501, 999):
+        timesteps = schedule.timesteps(steps)
+        assert len(timesteps) == steps
+        assert all(a > b for a, b in zip(timesteps, timesteps[1:]))
+        assert 999 >= timesteps[0] and timesteps[-1] >= 0
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_step_counts_are_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps is {steps}; choose 1 to 1000"):
+        NoiseSchedule(PAPER).timesteps(steps)
+
+
+def toy(x: Tensor, timestep: int) -> Tensor:
+    return 0.4 * x.roll(1, -1) + math.sin(timestep / 300)
+
+
+@pytest.mark.parametrize("config", every_config(), ids=lambda c: "-".join(
+    str(v) for v in (c.beta_schedule, c.prediction, c.zero_terminal_snr, c.spacing, c.final_alpha_one)))
+@pytest.mark.parametrize("steps", [10, 25])
+def test_ddim_walks_where_diffusers_walks(config: DiffusionConfig, steps: int) -> None:
+    schedule, other = NoiseSchedule(config), theirs(config)
+    other.set_timesteps(steps)
+    # Their table in our precision: then the walks can be compared to the last digits.
+    other.alphas_cumprod, other.final_alpha_cumprod = schedule.alphas, schedule.final_alpha
+    x = y = torch.randn(1, 2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for timestep in schedule.timesteps(steps):
+        x, x0 = schedule.ddim_step(x, toy(x, timestep), timestep, steps)
+        step = other.step(toy(y, timestep), timestep, y, eta=0.0)
+        y = step.prev_sample
+        assert torch.allclose(x, y, rtol=1e-9, atol=1e-9)
+        assert torch.allclose(x0, step.pred_original_sample, rtol=1e-9, atol=1e-9)
+
+
+def test_ddim_in_float32_stays_near_diffusers_own_table() -> None:
+    schedule, other = NoiseSchedule(PAPER), theirs(PAPER)
+    other.set_timesteps(25)
+    x = y = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for timestep in schedule.timesteps(25):
+        x, _ = schedule.ddim_step(x, toy(x, timestep), timestep, 25)
+        y = other.step(toy(y, timestep), timestep, y).prev_sample
+    assert x.dtype == torch.float32
+    assert (x - y).abs().max() < 1e-4 * y.abs().max()
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("timestep", [0, 1, 400, 998])
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_perfect_prediction_splits_into_picture_and_noise(
+    prediction: str, timestep: int, zero: bool, generator: torch.Generator
+) -> None:
+    schedule = NoiseSchedule(replace(PAPER, prediction=prediction, zero_terminal_snr=zero))
+    x0, noise = torch.randn(2, 2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    t = torch.tensor([timestep, timestep])
+    x = schedule.add_noise(x0, noise, t)
+    again, eps = schedule.split(x, schedule.target(x0, noise, t), timestep)
+    assert torch.allclose(again, x0, atol=1e-10) and torch.allclose(eps, noise, atol=1e-10)
+
+
+def test_noise_and_targets_are_diffusers(generator: torch.Generator) -> None:
+    schedule = NoiseSchedule(replace(PAPER, prediction="v_prediction"))
+    other = theirs(schedule.config)
+    x0, noise = torch.randn(2, 3, 4, 4, generator=generator)
+    t = torch.tensor([0, 500, 999])  # every sample has its own
+    assert torch.allclose(schedule.add_noise(x0, noise, t), other.add_noise(x0, noise, t), atol=1e-5)
+    assert torch.allclose(schedule.target(x0, noise, t), other.get_velocity(x0, noise, t), atol=1e-5)
+    assert torch.equal(NoiseSchedule(PAPER).target(x0, noise, t), noise)
+
+
+def test_at_zero_snr_there_is_only_noise_and_the_velocity_is_minus_the_picture(
+    generator: torch.Generator,
+) -> None:
+    schedule, last = NoiseSchedule(ZERO_SNR), torch.tensor([999])
+    x0, noise = torch.randn(2, 1, 4, 4, generator=generator, dtype=torch.float64)
+    assert torch.equal(schedule.add_noise(x0, noise, last), noise)
+    assert torch.equal(schedule.target(x0, noise, last), -x0)
+    assert torch.equal(schedule.split(noise, -x0, 999)[0], x0)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 10, 25])
+def test_a_net_that_knows_the_picture_arrives_at_it(
+    spacing: str, steps: int, generator: torch.Generator
+) -> None:
+    config = replace(ZERO_SNR, spacing=spacing)
+    schedule = NoiseSchedule(config)
+    x0, x = torch.randn(2, 1, 4, 4, generator=generator, dtype=torch.float64)
+    for timestep in schedule.timesteps(steps):
+        alpha = schedule.alphas[timestep]
+        noise = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
+        x, seen = schedule.ddim_step(x, alpha.sqrt() * noise - (1 - alpha).sqrt() * x0, timestep, steps)
+        assert torch.allclose(seen, x0, atol=1e-9)
+    assert torch.allclose(x, x0, atol=1e-9)
+
+
+def test_the_last_alpha_is_one_or_that_of_timestep_zero() -> None:
+    paper, ours = NoiseSchedule(PAPER), NoiseSchedule(ZERO_SNR)
+    assert paper.previous_alpha(1, 25) == paper.alphas[0]
+    assert ours.previous_alpha(39, 25) == 1
+    assert paper.previous_alpha(41, 25) == paper.alphas[1]

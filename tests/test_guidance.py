@@ -1,0 +1,133 @@
+"""Guidance (paper 3.4): the formula, what each pass sees, and passes that are not needed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from loopy_model.conditions import Conditions, SiteConditions
+from loopy_model.config import TINY
+from loopy_model.model import Loopy
+from loopy_model.motion import TemporalSegments
+from loopy_model.sampling import Guidance, Request, guided
+
+T = 600
+
+
+@pytest.fixture
+def conditions(tiny: Loopy, generator: torch.Generator) -> Conditions:
+    clip, audio, unet = TINY.clip, TINY.audio, TINY.unet
+    windows = torch.randn(
+        1, clip.frames, clip.audio_window, audio.layers, audio.width, generator=generator)
+    portrait = torch.randn(1, 4, 4, 4, generator=generator)
+    past = torch.randn(clip.motion_frames, 4, 4, 4, generator=generator)
+    latents = torch.randn(1, clip.frames, unet.time_channels, generator=generator)
+    return tiny.encode_conditions(
+        [site.normed for site in tiny.read(portrait)],
+        [site.output[None] for site in tiny.read(past)], windows, latents)
+
+
+@pytest.fixture
+def x(generator: torch.Generator) -> Tensor:
+    return torch.randn(1, TINY.clip.frames, 4, 4, 4, generator=generator)
+
+
+@pytest.fixture
+def ask(speak):  # noqa: ANN001, ANN201
+    def request(audio: float = 5.0, ref: float = 3.0, dtype: torch.dtype = torch.float32) -> Request:
+        return Request(torch.zeros(1, 4, 4, 4), speak(4), TemporalSegments(TINY.clip),
+                       guidance=Guidance(audio, ref), dtype=dtype)
+
+    return request
+
+
+def three(model: Loopy, x: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor]:
+    """e_audio, e_ref and e_base from conditions that are put together by hand."""
+    sites = conditions.sites
+    silent = tuple(SiteConditions(site.reference, site.motion, None) for site in sites)
+    blind = tuple(SiteConditions() for _ in sites)
+    branches = (
+        Conditions(sites, conditions.motion_latents),  # everything
+        Conditions(silent, None),  # neither audio attention nor motion latents
+        Conditions(blind, None),  # nothing at all
+    )
+    return tuple(model.denoise(x, torch.tensor([T]), branch) for branch in branches)
+
+
+RATIOS = pytest.mark.parametrize("audio, ref", [
+    (5.0, 3.0), (1.0, 1.0), (5.0, 1.0), (3.0, 3.0), (0.0, 3.0), (0.0, 0.0), (0.0, 1.0), (2.5, 3.5),
+    (-1.0, 0.5),
+])
+
+
+@RATIOS
+def test_guidance_is_the_papers_formula(
+    tiny: Loopy, x: Tensor, conditions: Conditions, ask, audio: float, ref: float  # noqa: ANN001
+) -> None:
+    e_audio, e_ref, e_base = three(tiny, x, conditions)
+    expected = audio * (e_audio - e_ref) + ref * (e_ref - e_base) + e_base
+    out = guided(tiny, x, T, conditions, ask(audio, ref))
+    assert (e_audio - e_ref).abs().max() > 1e-3 and (e_ref - e_base).abs().max() > 1e-3
+    assert torch.allclose(out, expected, atol=1e-4)
+
+
+@RATIOS
+def test_weights_are_the_same_formula(audio: float, ref: float) -> None:
+    weights = Guidance(audio, ref).weights()
+    assert sum(weights) == pytest.approx(1)
+    for e in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (3, -2, 7)):
+        value = audio * (e[0] - e[1]) + ref * (e[1] - e[2]) + e[2]
+        assert sum(w * v for w, v in zip(weights, e)) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("audio, ref, passes", [
+    (5.0, 3.0, "audio ref base"), (1.0, 1.0, "audio"), (5.0, 1.0, "audio ref"), (0.0, 1.0, "ref"),
+    (3.0, 3.0, "audio base"), (0.0, 0.0, "base"), (0.0, 3.0, "ref base"),
+])
+def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
+    tiny: Loopy, x: Tensor, conditions: Conditions, ask,  # noqa: ANN001
+    monkeypatch: pytest.MonkeyPatch, audio: float, ref: float, passes: str,
+) -> None:
+    seen: list[str] = []
+    asked: list[str] = []
+
+    def denoise(noisy: Tensor, timestep: Tensor, branch: Conditions) -> Tensor:
+        assert torch.equal(noisy, x) and timestep.tolist() == [T]
+        heard = {site.audio is not None for site in branch.sites} | {branch.motion_latents is not None}
+        looked = {kind is not None for site in branch.sites for kind in (site.reference, site.motion)}
+        assert len(heard) == len(looked) == 1, "a condition is dropped everywhere or nowhere"
+        seen.append({(True, True): "audio", (False, True): "ref", (False, False): "base"}[
+            heard.pop(), looked.pop()])
+        return noisy
+
+    monkeypatch.setattr(tiny, "denoise", denoise)
+    out = guided(tiny, x, T, conditions, ask(audio, ref), lambda: asked.append("before"))
+    assert " ".join(seen) == passes and len(asked) == len(seen)
+    assert torch.allclose(out, x, atol=1e-5)  # all passes say the same, and the weights sum to 1
+
+
+def test_the_passes_are_summed_in_the_precision_of_the_latents(
+    tiny: Loopy, x: Tensor, conditions: Conditions, ask,  # noqa: ANN001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = iter(torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(1)).bfloat16())
+    kept: list[Tensor] = []
+
+    def denoise(noisy: Tensor, timestep: Tensor, branch: Conditions) -> Tensor:
+        assert noisy.dtype == torch.bfloat16
+        kept.append(next(said))
+        return kept[-1]
+
+    monkeypatch.setattr(tiny, "denoise", denoise)
+    out = guided(tiny, x, T, conditions, ask(5.0, 3.0, torch.bfloat16))
+    e_audio, e_ref, e_base = (e.float() for e in kept)
+    assert out.dtype == torch.float32
+    assert torch.allclose(out, 5 * (e_audio - e_ref) + 3 * (e_ref - e_base) + e_base, atol=1e-5)
+
+
+def test_branches_share_what_they_keep(conditions: Conditions) -> None:
+    silent = conditions.without_audio()
+    assert replace(silent, motion_latents=conditions.motion_latents).sites != conditions.sites
+    for before, after in zip(conditions.sites, silent.sites):
+        assert after.reference.k is before.reference.k and after.motion.k is before.motion.k
