@@ -22,8 +22,8 @@ def square_portrait(image: Tensor, image_size: int) -> Tensor:
         raise ValueError(f"the portrait is {width}x{height} pixels; use a picture of at least {least}x{least}")
     top, left = (height - side) // 2, (width - side) // 2
     square = image[top : top + side, left : left + side, :3]
-    if square.shape[2] == 1:
-        square = square.expand(-1, -1, 3)
+    if square.shape[2] < 3:  # grey, perhaps with alpha
+        square = square[..., :1].expand(-1, -1, 3)
     picture = rearrange(square.float(), "h w c -> 1 c h w")
     picture = nnf.interpolate(picture, size=(image_size,) * 2, mode="bicubic", antialias=True)
     return rearrange(picture, "1 c h w -> h w c").clamp(0, 1)

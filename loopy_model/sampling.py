@@ -18,7 +18,7 @@ from .motion import Ages, TemporalSegments
 
 # Tensors of the first level's size that are alive at once at the widest point of a pass (GEGLU's
 # doubled feed-forward, concatenated keys, skip connections).
-LIVE_COPIES = 32
+LIVE_COPIES = 36
 
 
 class Guidance(NamedTuple):
@@ -100,7 +100,7 @@ def guided(
     for weight, branch in zip(request.guidance.weights(), branches):
         if weight:
             before_call()
-            total += weight * model.denoise(x.to(request.dtype), t, branch)
+            total += weight * model.denoise(x.to(request.dtype), t, branch).to(total)
     return total
 
 

@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header:
         parts = {name: json.loads(metadata[name]) for name in PARTS[1:] if name in metadata}
         config = LoopyConfig.from_dict(json.loads(metadata["config"]))
         return Header(config, ModelCard(**json.loads(metadata["card"])), parts)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotALoopyModel(f"{path.name} has a damaged Loopy header ({error}); export the model again") from error
 
 
@@ -85,7 +85,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], path: Path, assig
     """Every key must be there with its shape. Raises NotALoopyModel naming the first that is not."""
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    wrong = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     if missing or unexpected or wrong:
         first = (missing + unexpected + wrong)[0]
         raise NotALoopyModel(f"{path.name} does not fit its own header: {len(missing)} tensors missing, "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,8 +105,7 @@ class Frontend:
 
     def screenshot(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        quality = {"type": "jpeg", "quality": 85} if path.suffix == ".jpg" else {}
-        self.page.screenshot(path=path, **quality)
+        self.page.screenshot(path=path)
 
 
 @contextmanager
@@ -122,15 +120,13 @@ def open_browser(executable: str) -> Iterator[Page]:
 
 
 @contextmanager
-def open_frontend() -> Iterator[Frontend]:
-    """The newest host with the pack, in a folder that goes away, and the page that it serves."""
+def open_frontend(base: Path) -> Iterator[Frontend]:
+    """The page of the newest host, which keeps its files in `base`."""
     executable = chromium()
     if executable is None:
         raise SetupError("No Chromium found; install it (apt-get install chromium) or set CHROMIUM.")
-    with tempfile.TemporaryDirectory() as folder:
-        base = make_base(Path(folder))
-        host = Host(Path(sys.executable), get_host(NEWEST), base / "comfyui.log", base)
-        with host, open_browser(executable) as page:
-            frontend = Frontend(page, host.url)
-            frontend.open()
-            yield frontend
+    host = Host(Path(sys.executable), get_host(NEWEST), base / "comfyui.log", make_base(base))
+    with host, open_browser(executable) as page:
+        frontend = Frontend(page, host.url)
+        frontend.open()
+        yield frontend

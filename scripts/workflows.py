@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ To see the graph work now, open *loopy_quick_start*.
 
 
 def main() -> None:
-    with open_frontend() as frontend:
+    with tempfile.TemporaryDirectory() as folder, open_frontend(Path(folder)) as frontend:
         for drawing in (QUICK_START, PORTRAIT):
             draw(frontend, drawing)
 

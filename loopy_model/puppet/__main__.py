@@ -1,4 +1,8 @@
-"""`python -m loopy_model.puppet --run-dir DIR`: make the puppet's data and small networks."""
+"""`python -m loopy_model.puppet --run-dir DIR`: make the puppet's data and small networks.
+
+Afterwards `python -m loopy_model.train` trains the model on DIR/prepared, and `--only pack` puts
+everything into the file that ComfyUI loads.
+"""
 
 import argparse
 import json
@@ -10,15 +14,18 @@ from safetensors.torch import load_file
 from ..autoencoder import Autoencoder
 from ..speech_encoder import SpeechEncoder
 from .clips import SPLITS, write_clips, write_latents, write_speech
+from .pack import pack, pack_meter
 from .train import train_autoencoder, train_meter, train_speech_encoder
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loopy_model.puppet", description=__doc__)
     parser.add_argument("--run-dir", type=Path, required=True, help="everything is written here")
-    parser.add_argument("--only", choices=STEPS, help="run one step instead of all, in this order")
+    parser.add_argument("--only", choices=(*STEPS, "pack"), help="run one step; default: all up to meter")
     parser.add_argument("--clips", type=int, default=1000, help="training clips of 8 s (1000)")
     parser.add_argument("--test-clips", type=int, default=16, help="held-out clips of 8 s (16)")
+    parser.add_argument("--loopy", type=Path, help="pack: the model that loopy_model.train exported")
+    parser.add_argument("--result", type=Path, default=Path("loopy-puppet.safetensors"), help="pack: the file to write")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     return parser
 
@@ -71,6 +78,12 @@ def _say(name: str, metrics: dict[str, float]) -> None:
 def main() -> None:
     options = build_parser().parse_args()
     torch.set_num_threads(options.threads)
+    if options.only == "pack":
+        if not options.loopy:
+            raise SystemExit("pack needs --loopy, the loopy.safetensors in the run directory of loopy_model.train")
+        print(pack(options.run_dir, options.loopy, options.result))
+        pack_meter(options.run_dir, options.result.with_name("face_meter.safetensors"))
+        return
     laboratory = Laboratory(options.run_dir, options.clips, options.test_clips)
     for step in [options.only] if options.only else STEPS:
         getattr(laboratory, step)()

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from ..autoencoder import Autoencoder
@@ -28,8 +29,8 @@ def pack(lab: Path, loopy: Path, result: Path) -> Path:
     """`lab` is the run directory of `loopy_model.puppet`, `loopy` the model that
     `loopy_model.train` exported. Weights are stored in float16."""
     autoencoder, speech = Autoencoder().eval(), SpeechEncoder().eval()
-    load_strictly(autoencoder, _flat(lab / "autoencoder.safetensors"), lab / "autoencoder.safetensors")
-    load_strictly(speech, _flat(lab / "speech_encoder.safetensors"), lab / "speech_encoder.safetensors")
+    load_strictly(autoencoder, load_file(lab / "autoencoder.safetensors"), lab / "autoencoder.safetensors")
+    load_strictly(speech, load_file(lab / "speech_encoder.safetensors"), lab / "speech_encoder.safetensors")
     model = Loopy(PUPPET)
     load_strictly(model, load_tensors(loopy)["loopy"], loopy)
     latents = np.load(lab / "prepared" / "test" / "latents.npy", mmap_mode="r")[:, ::20].reshape(-1, 16, 8, 8)
@@ -43,10 +44,10 @@ def pack(lab: Path, loopy: Path, result: Path) -> Path:
     return result
 
 
-def _flat(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
+def pack_meter(lab: Path, result: Path) -> None:
+    """The face meter in float16, for `loopy_model.evaluate`."""
+    half = {key: tensor.half() for key, tensor in load_file(lab / "meter.safetensors").items()}
+    save_file(half, result, metadata={"format": "loopy-face-meter"})
 
 
 @torch.no_grad()

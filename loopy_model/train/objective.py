@@ -50,7 +50,7 @@ class Draws:
 def stratified(batch: int, generator: torch.Generator) -> Tensor:
     """Uniform (B,) in [0, 1) with one value in each B-th: the rates are exact in the mean, and the
     number of kept samples hardly varies, which keeps tensor shapes few."""
-    offset = torch.rand((), generator=generator)
+    offset = torch.rand((), generator=generator).double()  # in float32 the last value rounds up to 1
     values = (torch.arange(batch) + offset) / batch
     return values[torch.randperm(batch, generator=generator)]
 

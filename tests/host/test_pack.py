@@ -71,7 +71,8 @@ def choices(info: dict, name: str) -> list[str]:
 def test_node_is_registered_as_promised(client: Client, node_id: str) -> None:
     info = client.request(f"/object_info/{node_id}")[node_id]
     assert info["category"] == "Loopy"
-    assert [name for group in info["input_order"].values() for name in group] == INPUTS[node_id]
+    groups = (info["input_order"].get(group, []) for group in ("required", "optional"))
+    assert [name for group in groups for name in group] == INPUTS[node_id]
     assert info["output"] == OUTPUTS[node_id]
     for name, default in DEFAULTS.get(node_id, {}).items():
         assert options(info, name)["default"] == default

@@ -1,0 +1,69 @@
+"""`loopy generate | train | evaluate | puppet`; each part also runs as `python -m loopy_model.<part>`."""
+
+import argparse
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Sequence
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "models" / "loopy-puppet.safetensors"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="loopy generate", description="A portrait and a voice become a talking video.")
+    parser.add_argument("portrait", type=Path, help="picture file; its centred square is used")
+    parser.add_argument("voice", type=Path, help="sound file, any rate")
+    parser.add_argument("output", type=Path, help="mp4 file to write")
+    parser.add_argument("--model", type=Path, default=BUNDLED, help="checkpoint (default: the bundled puppet)")
+    parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
+    parser.add_argument("--ref-ratio", type=float, default=1.5, help="guidance of the portrait (1.5)")
+    return parser
+
+
+def generate(arguments: Sequence[str]) -> None:
+    import numpy as np
+    import torch
+    from PIL import Image
+    from tqdm import tqdm
+
+    from .pipeline import Pipeline
+    from .sampling import Guidance
+    from .video import read_audio, write_video
+
+    args = build_parser().parse_args(arguments)
+    with Image.open(args.portrait) as picture:
+        portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+    waveform, rate = read_audio(args.voice)
+    if waveform is None or not waveform.shape[1]:
+        raise SystemExit(f"{args.voice} has no sound; choose another file")
+    pipeline = Pipeline(args.model)
+    with tqdm(unit="step") as bar:
+        def show(step) -> None:
+            bar.total = step.total
+            bar.update()
+
+        frames = pipeline(portrait, waveform, rate, Guidance(args.audio_ratio, args.ref_ratio), args.steps, args.seed, show)
+    write_video(args.output, frames, Fraction(pipeline.config.clip.fps), waveform, rate)
+    print(args.output)
+
+
+def main() -> None:
+    command, *rest = sys.argv[1:] or ["--help"]
+    if command == "generate":
+        return generate(rest)
+    if command not in ("train", "evaluate", "puppet"):
+        raise SystemExit(__doc__)
+    sys.argv = [f"loopy {command}", *rest]
+    if command == "train":
+        from .train.__main__ import main as run
+    elif command == "evaluate":
+        from .evaluate.__main__ import main as run
+    else:
+        from .puppet.__main__ import main as run
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""The training objective (paper eq. 1 and 3.4): draws, what is dropped, and the loss."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from oracles import lively, small_model
+from torch import Tensor
+
+from loopy_model.conditions import Conditions, SiteConditions
+from loopy_model.config import TINY
+from loopy_model.diffusion import NoiseSchedule
+from loopy_model.model import Loopy
+from loopy_model.train import objective
+from loopy_model.train.objective import (
+    Batch, ConditionDropping, Draws, draw, loss_per_sample, stratified,
+)
+from loopy_model.train.stages import PUPPET_DROPPING, RECIPES, STAGE_ONE, STAGE_TWO
+
+CLIP = TINY.clip
+SCHEDULE = NoiseSchedule(TINY.diffusion)
+
+
+def many_draws(dropping: ConditionDropping, batch: int = 8, steps: int = 4000) -> Draws:
+    generator, clip = torch.Generator().manual_seed(0), torch.zeros(batch, 1, 1, 1, 1)
+    drawn = [draw(clip, 1000, dropping, generator) for _ in range(steps)]
+    return Draws(*(torch.cat([getattr(d, name) for d in drawn]) for name in Draws.__annotations__))
+
+
+def rate(dropped: Tensor) -> float:
+    return dropped.double().mean().item()
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Draws:
+    return many_draws(ConditionDropping())
+
+
+# --- draws --------------------------------------------------------------------------------------
+
+
+def test_the_papers_rates_are_the_default() -> None:
+    assert ConditionDropping() == ConditionDropping(0.10, 0.15, 0.40, None)
+    assert STAGE_ONE.dropping == STAGE_TWO.dropping == ConditionDropping()
+    assert (STAGE_TWO.learning_rate, STAGE_TWO.batch) == (1e-5, 24)
+    assert [stage.spatial_only for stage in RECIPES["loopy"].stages] == [True, False]
+
+
+def test_conditions_are_dropped_at_the_papers_rates(drawn: Draws) -> None:
+    assert rate(~drawn.keep_audio) == pytest.approx(0.10, abs=0.005)
+    assert rate(~drawn.keep_reference) == pytest.approx(0.15, abs=0.005)
+    rest = drawn.keep_reference
+    assert rate(~drawn.keep_motion[rest]) == pytest.approx(0.40, abs=0.01)
+
+
+def test_motion_frames_are_dropped_with_the_reference(drawn: Draws) -> None:
+    assert not (drawn.keep_motion & ~drawn.keep_reference).any()
+
+
+def test_audio_is_dropped_independently_of_the_rest(drawn: Draws) -> None:
+    for other in (drawn.keep_reference, drawn.keep_motion):
+        for value in (True, False):
+            assert rate(~drawn.keep_audio[other == value]) == pytest.approx(0.10, abs=0.015)
+
+
+def test_audio_may_be_dropped_more_where_the_reference_is() -> None:
+    drawn = many_draws(PUPPET_DROPPING)
+    assert rate(~drawn.keep_audio[~drawn.keep_reference]) == pytest.approx(0.5, abs=0.02)
+    assert rate(~drawn.keep_audio[drawn.keep_reference]) == pytest.approx(0.10, abs=0.005)
+    assert rate(~drawn.keep_reference) == pytest.approx(0.15, abs=0.005)
+
+
+def test_the_three_inputs_of_audio_to_latents_are_equally_likely(drawn: Draws) -> None:
+    shares = torch.bincount(drawn.source) / len(drawn.source)
+    assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.01)
+    dropped = drawn.source[~drawn.keep_audio]
+    assert (torch.bincount(dropped) / len(dropped)).tolist() == pytest.approx([1 / 3] * 3, abs=0.04)
+
+
+def test_timesteps_are_uniform_over_the_whole_schedule(drawn: Draws) -> None:
+    counts = torch.bincount(drawn.timestep, minlength=1000)
+    assert len(counts) == 1000 and counts.min() > 0
+    tenths = counts.reshape(10, 100).sum(1) / len(drawn.timestep)
+    assert tenths.tolist() == pytest.approx([0.1] * 10, abs=0.005)
+
+
+def test_every_place_in_the_batch_has_the_same_rates(drawn: Draws) -> None:
+    for kept, expected in ((drawn.keep_reference, 0.85), (drawn.keep_motion, 0.51),
+                           (drawn.keep_audio, 0.90)):
+        rates = kept.reshape(-1, 8).double().mean(0)
+        assert rates.tolist() == pytest.approx([expected] * 8, abs=0.03)
+
+
+def test_a_step_can_be_drawn_again() -> None:
+    clip, dropping = torch.zeros(4, 2, 3, 2, 2), ConditionDropping()
+    first, again, other = (
+        draw(clip, 1000, dropping, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert all(torch.equal(getattr(first, n), getattr(again, n)) for n in Draws.__annotations__)
+    assert not torch.equal(first.noise, other.noise)
+    assert first.noise.shape == clip.shape
+
+
+def offset_of(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    rand = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *size, **more: torch.full_like(rand(*size, **more), value))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 24])
+@pytest.mark.parametrize("p", [0.10, 0.15, 0.49])
+def test_stratified_draws_have_the_exact_marginal(
+    batch: int, p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, grid, below = torch.Generator().manual_seed(0), 1000, 0
+    for i in range(grid):  # every offset once, instead of at random
+        offset_of(monkeypatch, (i + 0.5) / grid)
+        values = stratified(batch, generator)
+        below += (values < p).sum().item()
+        monkeypatch.undo()
+    assert below / (grid * batch) == pytest.approx(p, abs=1 / grid)
+
+
+def test_stratified_draws_have_one_value_in_each_part(generator: torch.Generator) -> None:
+    for batch in (1, 5, 24):
+        values = stratified(batch, generator)
+        assert (values * batch).long().sort().values.tolist() == list(range(batch))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 24, 32, 100])
+def test_stratified_draws_stay_below_one(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    offset_of(monkeypatch, 1 - 2**-24)  # the largest value that torch.rand gives in float32
+    generator = torch.Generator().manual_seed(0)
+    assert stratified(batch, generator).max() < 1
+    drawn = draw(torch.zeros(batch, 1, 1, 1, 1), 1000, ConditionDropping(), generator)
+    assert drawn.timestep.max() < 1000 and drawn.source.max() < 3
+
+
+# --- what the net is given ----------------------------------------------------------------------
+
+
+def make_batch(size: int, seed: int = 0) -> Batch:
+    generator, audio = torch.Generator().manual_seed(seed), TINY.audio
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(size, *shape, generator=generator)
+
+    present = torch.tensor([[True, True, True, i % 2 == 0] for i in range(size)])
+    return Batch(
+        clip=randn(CLIP.frames, 4, 4, 4), reference=randn(4, 4, 4),
+        motion=randn(CLIP.motion_frames, 4, 4, 4) * present[..., None, None, None], present=present,
+        windows=randn(CLIP.frames, CLIP.audio_window, audio.layers, audio.width),
+        movement=randn(), expression=randn(),
+    )
+
+
+def make_draws(size: int, **given: Tensor) -> Draws:
+    kept = torch.ones(size, dtype=torch.bool)
+    values = dict(
+        noise=torch.randn(size, CLIP.frames, 4, 4, 4, generator=torch.Generator().manual_seed(5)),
+        timestep=torch.full((size,), 500), keep_audio=kept, keep_reference=kept, keep_motion=kept,
+        source=torch.zeros(size, dtype=torch.long),
+    )
+    return Draws(**(values | given))
+
+
+def one(values: Batch | Draws, i: int) -> Batch | Draws:
+    return type(values)(**{k: v[i : i + 1] for k, v in vars(values).items()})
+
+
+def spy(model: Loopy, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Conditions]]:
+    calls: list[tuple[Tensor, Tensor, Conditions]] = []
+    denoise = model.denoise
+
+    def note(*args) -> Tensor:  # noqa: ANN002
+        calls.append(args)
+        return denoise(*args)
+
+    monkeypatch.setattr(model, "denoise", note)
+    return calls
+
+
+def test_the_loss_is_the_mean_square_of_prediction_minus_target(
+    tiny: Loopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, draws = make_batch(2), make_draws(2, timestep=torch.tensor([3, 999]))
+    calls = spy(tiny, monkeypatch)
+    loss = loss_per_sample(tiny, SCHEDULE, batch, draws, spatial_only=False)
+    noisy, timestep, conditions = calls[0]
+    assert torch.equal(timestep, draws.timestep)
+    for i in range(2):
+        a = SCHEDULE.alphas[draws.timestep[i]].float()
+        x_t = a.sqrt() * batch.clip[i] + (1 - a).sqrt() * draws.noise[i]
+        assert torch.allclose(noisy[i], x_t, atol=1e-5)
+        target = a.sqrt() * draws.noise[i] - (1 - a).sqrt() * batch.clip[i]
+        prediction = tiny.denoise(noisy, timestep, conditions)[i]
+        assert loss[i].item() == pytest.approx((prediction - target).pow(2).mean().item(), rel=1e-4)
+
+
+def test_epsilon_models_learn_the_noise(tiny: Loopy, monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = NoiseSchedule(replace(TINY.diffusion, prediction="epsilon", zero_terminal_snr=False))
+    batch, draws = make_batch(1), make_draws(1)
+    monkeypatch.setattr(tiny, "denoise", lambda *_: draws.noise)
+    assert loss_per_sample(tiny, paper, batch, draws, spatial_only=False).item() == 0
+
+
+def test_a_dropped_reference_is_a_run_without_reference_and_motion(tiny: Loopy) -> None:
+    keep = torch.tensor([True, False, True])
+    batch = make_batch(3)
+    draws = make_draws(3, keep_reference=keep, keep_motion=keep)
+    together = loss_per_sample(tiny, SCHEDULE, batch, draws, spatial_only=False)
+
+    alone, own = one(batch, 1), one(draws, 1)
+    latents = tiny.motion_latents_from_audio(alone.windows)
+    blind = tiny.encode_conditions(None, None, alone.windows, latents)
+    assert all(site.reference is None and site.motion is None for site in blind.sites)
+    noisy = SCHEDULE.add_noise(alone.clip, own.noise, own.timestep)
+    error = tiny.denoise(noisy, own.timestep, blind) - SCHEDULE.target(
+        alone.clip, own.noise, own.timestep)
+    assert together[1].item() == pytest.approx(error.square().mean().item(), rel=1e-4)
+    for i in (0, 2):  # the neighbours do not notice
+        kept = loss_per_sample(tiny, SCHEDULE, one(batch, i), one(draws, i), spatial_only=False)
+        assert together[i].item() == pytest.approx(kept.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("keep_reference, keep_motion", [(0, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("keep_audio", [0, 1])
+def test_training_conditions_are_those_of_the_sampler(
+    tiny: Loopy, keep_reference: int, keep_motion: int, keep_audio: int
+) -> None:
+    """Each combination against conditions that are put together from the parts."""
+    batch, keep = make_batch(1), lambda value: torch.tensor([bool(value)])
+    draws = make_draws(1, keep_reference=keep(keep_reference), keep_motion=keep(keep_motion),
+                       keep_audio=keep(keep_audio))
+    loss = loss_per_sample(tiny, SCHEDULE, batch, draws, spatial_only=False)
+
+    seen = tiny.read(batch.motion[0])
+    motion = [(site.output * (keep_motion * batch.present[0])[:, None, None, None])[None]
+              for site in seen]
+    expected = tiny.encode_conditions(
+        [site.normed for site in tiny.read(batch.reference)], motion, batch.windows,
+        tiny.motion_latents_from_audio(batch.windows))
+    if not keep_reference:
+        expected = expected.without_reference()
+    if not keep_audio:
+        expected = expected.without_audio()
+    noisy = SCHEDULE.add_noise(batch.clip, draws.noise, draws.timestep)
+    error = tiny.denoise(noisy, draws.timestep, expected) - SCHEDULE.target(
+        batch.clip, draws.noise, draws.timestep)
+    assert loss.item() == pytest.approx(error.square().mean().item(), rel=1e-4)
+
+
+def captured(tiny: Loopy, monkeypatch: pytest.MonkeyPatch, batch: Batch, draws: Draws) -> dict:
+    given: dict = {}
+    encode = tiny.encode_conditions
+
+    def note(**inputs) -> Conditions:  # noqa: ANN003
+        given.update(inputs)
+        return encode(**inputs)
+
+    monkeypatch.setattr(tiny, "encode_conditions", note)
+    loss_per_sample(tiny, SCHEDULE, batch, draws, spatial_only=False)
+    return given
+
+
+def test_masked_and_missing_motion_frames_are_zero_features(
+    tiny: Loopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch(3)  # of samples 0 and 2 all four motion frames exist, of 1 the first three
+    draws = make_draws(3, keep_motion=torch.tensor([True, True, False]))
+    motion = captured(tiny, monkeypatch, batch, draws)["motion"]
+    for site, features in enumerate(motion):
+        heard = features.flatten(2).any(-1)
+        assert heard.tolist() == [[True] * 4, [True] * 3 + [False], [False] * 4]
+        expected = tiny.read(batch.motion[1])[site].output
+        assert torch.allclose(features[1, :3], expected[:3], atol=1e-4)
+
+
+def test_dropped_motion_frames_do_not_cost_a_pass(
+    tiny: Loopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, pictures = tiny.read, []
+    monkeypatch.setattr(tiny, "read", lambda latents: pictures.append(len(latents)) or read(latents))
+    keep = torch.tensor([True, False, False])
+    loss_per_sample(tiny, SCHEDULE, make_batch(3), make_draws(3, keep_motion=keep), spatial_only=False)
+    none = torch.zeros(3, dtype=torch.bool)
+    loss_per_sample(tiny, SCHEDULE, make_batch(3), make_draws(3, keep_motion=none), spatial_only=False)
+    assert pictures == [3 + 4, 3]
+
+
+def test_the_drawn_input_makes_the_motion_latents(
+    tiny: Loopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, module = make_batch(3), tiny.audio_to_latents
+    draws = make_draws(3, source=torch.tensor([2, 0, 1]))
+    latents = captured(tiny, monkeypatch, batch, draws)["motion_latents"]
+    frames = CLIP.frames
+    assert torch.allclose(
+        latents[0], module(module.variance_query("expression", batch.expression[:1], frames))[0], atol=1e-5)
+    assert torch.allclose(latents[1], tiny.motion_latents_from_audio(batch.windows[1:2])[0], atol=1e-5)
+    assert torch.allclose(
+        latents[2], module(module.variance_query("head movement", batch.movement[2:], frames))[0], atol=1e-5)
+
+
+# --- the two stages -----------------------------------------------------------------------------
+
+
+def test_stage_one_trains_no_temporal_and_no_audio_layer() -> None:
+    model = lively(Loopy(TINY))
+    batch, draws = make_batch(2), make_draws(2)
+    still = replace(batch, clip=batch.clip[:, :1])
+    loss = loss_per_sample(model, SCHEDULE, still, replace(draws, noise=draws.noise[:, :1]), True)
+    loss.mean().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    new = ("inter_modules", "audio_modules", "intra_modules", "audio_norm", "audio_projection",
+           "audio_to_latents")
+    assert not [name for name in trained if any(part in name for part in new)]
+    spatial = {name for name, _ in model.named_parameters() if not any(part in name for part in new)}
+    # Nothing reads what the reference net makes of its last self-attention.
+    unread = {name for name in spatial - trained}
+    assert all(name.startswith("reference_unet.up_blocks.1.attentions.1.") for name in unread)
+
+
+def test_stage_two_trains_everything() -> None:
+    model = lively(Loopy(TINY))
+    draws = make_draws(3, source=torch.tensor([0, 1, 2]))
+    loss_per_sample(model, SCHEDULE, make_batch(3), draws, False).mean().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_a_dropped_reference_in_stage_one_is_no_reference() -> None:
+    model = small_model(TINY)
+    batch = make_batch(2)
+    keep = torch.tensor([False, True])
+    loss = loss_per_sample(model, SCHEDULE, batch, make_draws(2, keep_reference=keep), True)
+    blind = Conditions(tuple(SiteConditions() for _ in range(4)), spatial_only=True)
+    draws = make_draws(2)
+    noisy = SCHEDULE.add_noise(batch.clip, draws.noise, draws.timestep)
+    error = model.denoise(noisy, draws.timestep, blind) - SCHEDULE.target(
+        batch.clip, draws.noise, draws.timestep)
+    assert loss[0].item() == pytest.approx(error[0].square().mean().item(), rel=1e-4)
+    assert abs(loss[1].item() - error[1].square().mean().item()) > 1e-4
+
+
+def test_overfitting_one_batch_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    model, batch = Loopy(TINY), make_batch(2)
+    draws = make_draws(2, timestep=torch.tensor([300, 800]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(15):
+        loss = objective.loss_per_sample(model, SCHEDULE, batch, draws, False).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
