@@ -89,7 +89,7 @@ class Autoencoder(nn.Module):
         height, width = images.shape[-2:]
         patch = self.config.patch
         if height % patch or width % patch:
-            raise ValueError(f"image size {height}x{width} is not a multiple of {patch}")
+            raise ValueError(f"image size {height}x{width} is not a multiple of {patch}.")
         patches = F.pixel_unshuffle(images, patch)  # (N, 3 * 64, H / 8, W / 8)
         latents = self.analysis(patches) + self.encoder(patches)
         return (latents - self.latent_mean) / self.latent_std

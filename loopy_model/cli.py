@@ -37,7 +37,7 @@ def generate(arguments: Sequence[str]) -> None:
         portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
     waveform, rate = read_audio(args.voice)
     if waveform is None or not waveform.shape[1]:
-        raise SystemExit(f"{args.voice} has no sound; choose another file")
+        raise SystemExit(f"{args.voice} has no sound; choose another file.")
     pipeline = Pipeline(args.model)
     with tqdm(unit="step") as bar:
         def show(step) -> None:

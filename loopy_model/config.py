@@ -63,11 +63,11 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         if len(self.attention) != len(self.channels):
-            raise ValueError(f"attention {self.attention} and channels {self.channels} differ in length")
+            raise ValueError(f"attention {self.attention} and channels {self.channels} differ in length.")
         for width in self.channels:
             if width % self.groups or width % self.heads:
                 raise ValueError(f"{width} channels cannot be cut into {self.groups} groups "
-                                 f"and {self.heads} heads; choose a common multiple")
+                                 f"and {self.heads} heads; choose a common multiple.")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class NoiseSchedule:
         """Timesteps from noise to picture (Lin et al. 2024, table 2, names the three spacings)."""
         total, spacing = self.config.train_steps, self.config.spacing
         if not 1 <= steps <= total:
-            raise ValueError(f"steps is {steps}; choose 1 to {total}")
+            raise ValueError(f"steps is {steps}; choose 1 to {total}.")
         if spacing == "trailing":
             return [round(total - i * total / steps) - 1 for i in range(steps)]
         if spacing == "linspace":

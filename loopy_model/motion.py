@@ -27,10 +27,10 @@ class TemporalSegments:
 
     def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
-            raise ValueError(f"sampling is {self.sampling!r}; choose one of {', '.join(SAMPLINGS)}")
+            raise ValueError(f"sampling is {self.sampling!r}; choose one of {', '.join(SAMPLINGS)}.")
         for name in ("stride", "ratio", "segments"):
             if getattr(self.clip, name) < 1:
-                raise ValueError(f"{name} is {getattr(self.clip, name)}; it must be at least 1")
+                raise ValueError(f"{name} is {getattr(self.clip, name)}; it must be at least 1.")
 
     def ages(self, generator: torch.Generator | None = None) -> list[Ages]:
         """One entry per motion frame, nearest first."""

@@ -25,7 +25,7 @@ class Pipeline:
         header, tensors = read_header(checkpoint), load_tensors(checkpoint)
         if header.parts.keys() != {"speech_encoder", "autoencoder"}:
             raise NotALoopyModel(f"{checkpoint.name} carries no audio encoder or VAE of its own; "
-                                 "use it in ComfyUI, where both can be connected")
+                                 "use it in ComfyUI, where both can be connected.")
         self.header, self.config = header, header.config
         self.model = Loopy(self.config)
         self.speech_encoder = SpeechEncoder(header.parts["speech_encoder"])

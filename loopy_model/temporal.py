@@ -90,7 +90,7 @@ class InterClipLayer(TemporalLayer):
     def keys_values(self, features: Tensor, keep: Tensor | None = None) -> KeyValue:
         """Reference-net features of the motion frames (B, M, C, H, W) -> keys, values (B N, M, C)."""
         if features.shape[1] != self.motion_frames:
-            raise ValueError(f"{features.shape[1]} motion frames given, the model has {self.motion_frames}")
+            raise ValueError(f"{features.shape[1]} motion frames given, the model has {self.motion_frames}.")
         b, m, _, height, width = features.shape
         h = self.norm(rearrange(features, "b m c h w -> (b m) c h w"))
         h = self.proj_in(rearrange(h, "(b m) c h w -> (b h w) m c", m=m))

@@ -25,7 +25,7 @@ def write_video(
     video ends; an empty one means no sound. Raises ValueError for no frames or NaN in them.
     """
     if not len(frames):
-        raise ValueError("there are no images to write; give at least one")
+        raise ValueError("there are no images to write; give at least one.")
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         with av.open(str(partial), "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}) as file:
@@ -59,7 +59,7 @@ def _rgb(picture: Tensor) -> np.ndarray:
     picture = picture[..., :3].float().cpu()
     if not torch.isfinite(picture).all():
         raise ValueError("the images hold NaN or infinite values; check the node that made them "
-                         "(a model in half precision is the usual cause)")
+                         "(a model in half precision is the usual cause).")
     height, width = picture.shape[:2]
     planes = picture.expand(-1, -1, 3).permute(2, 0, 1)[None]
     planes = nnf.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")[0]

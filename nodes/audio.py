@@ -14,7 +14,7 @@ from .types import CATEGORY, HostedLoopy, LoopyAudioType, LoopyModelType, Motion
 def mono(audio: dict | None) -> Tensor:
     """AUDIO of any rate and channels -> (samples,) at 16 kHz."""
     if audio is None or audio["waveform"].shape[-1] == 0:
-        raise ValueError("the audio is empty; connect a recording with sound (a video without a sound track has none)")
+        raise ValueError("the audio is empty; connect a recording with sound (a video without a sound track has none).")
     waveform = audio["waveform"][0].float().mean(0)
     return torchaudio.functional.resample(waveform, audio["sample_rate"], SAMPLE_RATE)
 
@@ -47,7 +47,7 @@ class LoopyAudioEncode(io.ComfyNode):
 
         speech = hear(mono(audio), encode, loopy_model.config.clip.fps)
         if not len(speech):
-            raise ValueError("the audio is shorter than half a video frame (20 ms); use a longer recording")
+            raise ValueError("the audio is shorter than half a video frame (20 ms); use a longer recording.")
         _check_fits(speech, loopy_model.config.audio, loopy_model.file)
         return io.NodeOutput(speech)
 
@@ -56,7 +56,7 @@ def _check_fits(speech: Speech, wanted: AudioConfig, file: str) -> None:
     layers, width = speech.features.shape[1:]
     if width != wanted.width or layers < wanted.layers:
         raise ValueError(f"the audio encoder gives {layers} layers of {width} channels, {file} needs "
-                         f"{wanted.layers} of {wanted.width}; connect the encoder that the model was trained with")
+                         f"{wanted.layers} of {wanted.width}; connect the encoder that the model was trained with.")
 
 
 class LoopyAudioToLatents(io.ComfyNode):

@@ -55,6 +55,6 @@ class LoopyLoadModel(io.ComfyNode):
         vae = pictures and autoencoder_vae(AutoencoderConfig(**pictures["sizes"]), tensors["autoencoder"], path)
         return io.NodeOutput(
             model,
-            encoder or ExecutionBlocker(f"{model_name} carries no audio encoder; connect Load Audio Encoder instead"),
-            vae or ExecutionBlocker(f"{model_name} carries no VAE; connect Load VAE with an SD1.5 VAE instead"),
+            encoder or ExecutionBlocker(f"{model_name} carries no audio encoder; connect Load Audio Encoder instead."),
+            vae or ExecutionBlocker(f"{model_name} carries no VAE; connect Load VAE with an SD1.5 VAE instead."),
         )

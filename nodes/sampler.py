@@ -92,8 +92,8 @@ def _encode(hosted: HostedLoopy, vae, portrait: Tensor) -> Tensor:
     latents = vae.encode(square_portrait(portrait[0], hosted.config.image_size)[None])
     wanted = hosted.config.unet.latent_channels
     if latents.ndim != 4 or latents.shape[1] != wanted:
-        raise ValueError(f"the VAE makes latents of shape {tuple(latents.shape)}, {hosted.file} needs {wanted} channels; "
-                         "connect the VAE that the model was trained with (often the vae output of Load Loopy Model)")
+        raise ValueError(f"the VAE makes latents of {latents.shape[1]} channels, {hosted.file} needs {wanted}; "
+                         "connect the VAE that the model was trained with (often the vae output of Load Loopy Model).")
     return latents.to(hosted.patcher.load_device, torch.float32)
 
 
@@ -102,15 +102,15 @@ def _check(hosted: HostedLoopy, speech: Speech, settings: MotionFrameSettings, s
     clip, unet, given = hosted.config.clip, hosted.config.unet, settings.segments.clip
     if given.motion_frames != clip.motion_frames:
         raise ValueError(f"stride {given.stride} x segments {given.segments} makes {given.motion_frames} motion frames, "
-                         f"{hosted.file} was trained with {clip.motion_frames}; set stride x segments to that")
+                         f"{hosted.file} was trained with {clip.motion_frames}; set stride x segments to that.")
     if start >= len(speech):
-        raise ValueError(f"start_frame is {start}, but the voice has {len(speech)} frames; choose a smaller start_frame")
+        raise ValueError(f"start_frame is {start}, but the voice has {len(speech)} frames; choose a smaller start_frame.")
     if settings.past is not None and settings.past.shape[1] != unet.latent_channels:
         raise ValueError(f"past_latents have {settings.past.shape[1]} channels, {hosted.file} needs {unet.latent_channels}; "
-                         "use latents from a Loopy Sampler with the same model")
+                         "use latents from a Loopy Sampler with the same model.")
     if speech.features.shape[2] != hosted.config.audio.width or speech.fps != clip.fps:
         raise ValueError(f"loopy_audio was made for another model than {hosted.file}; "
-                         "run Loopy Audio Encode with this model")
+                         "run Loopy Audio Encode with this model.")
     if motion_latents is not None and (len(motion_latents), motion_latents.shape[1]) != (len(speech), unet.time_channels):
         raise ValueError("motion_latents were made from another voice or with another model; "
-                         "connect the same loopy_audio and loopy_model to Loopy Audio-to-Latents")
+                         "connect the same loopy_audio and loopy_model to Loopy Audio-to-Latents.")

@@ -19,7 +19,7 @@ def _names(folder: str) -> list[str]:
 def _file(folder: str, name: str) -> Path:
     """Only a name from the list is opened, whatever the prompt says."""
     if name not in _names(folder):
-        raise ValueError(f"{name} is not among the bundled {folder}; choose one of {', '.join(_names(folder))}")
+        raise ValueError(f"{name} is not among the bundled {folder}; choose one of {', '.join(_names(folder))}.")
     return ASSETS / folder / name
 
 

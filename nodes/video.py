@@ -47,7 +47,7 @@ def _free_path(prefix: str, width: int, height: int) -> tuple[Path, str]:
     """The next free name below the output folder; the host refuses any other place."""
     root = Path(folder_paths.get_output_directory()).resolve()
     if root not in (root / prefix).resolve().parents:
-        raise ValueError(f"filename_prefix {prefix!r} leads out of the output folder; use a plain name or subfolder/name")
+        raise ValueError(f"filename_prefix {prefix!r} leads out of the output folder; use a plain name or subfolder/name.")
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root), width, height)
     return Path(folder) / f"{name}_{counter:05}_.mp4", subfolder
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,8 +151,8 @@ def test_learning_rates_stay_positive_and_end_at_their_share(stage: Stage) -> No
 # --- the loop -----------------------------------------------------------------------------------
 
 SMALL = Recipe("small", TINY, (
-    Stage("one", 5, 2, 1e-3, True, warmup=2),
-    Stage("two", 6, 2, 1e-3, False, warmup=2, constant=0.5),
+    Stage("one", 3, 1, 1e-3, True, warmup=2),
+    Stage("two", 4, 1, 1e-3, False, warmup=2, constant=0.5),
 ), ema_decay=0.9)
 
 
@@ -160,96 +160,113 @@ class Stopped(Exception):
     pass
 
 
-@pytest.fixture
-def train(clips: PreparedClips, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
-    monkeypatch.setattr("loopy_model.train.loop.VALIDATION_CLIPS", 2)
+class StoppableTrainer(Trainer):
+    """Ends the run before step `stop[1]` of stage `stop[0]`, like a kill."""
 
-    def run(run_dir: Path, recipe: Recipe = SMALL, stop: tuple[int, int] | None = None) -> Trainer:
-        """Trains; `stop` ends the run before step `stop[1]` of stage `stop[0]`, like a kill."""
-        trainer = Trainer(recipe, run_dir, clips, clips, save_every=2)
-        step = trainer._train_step
+    stop: tuple[int, int] | None = None
 
-        def until(*args) -> tuple[float, float]:  # noqa: ANN002
-            if (trainer.stage_index, trainer.step) == stop:
-                raise Stopped
-            return step(*args)
+    def _train_step(self, *args) -> tuple[float, float]:  # noqa: ANN002
+        if (self.stage_index, self.step) == self.stop:
+            raise Stopped
+        return super()._train_step(*args)
 
-        monkeypatch.setattr(trainer, "_train_step", until)
-        if stop is None:
+
+def train(clips: PreparedClips, run_dir: Path, stop: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    """All weights at the end of the run, or where it stopped."""
+    trainer = StoppableTrainer(SMALL, run_dir, clips, clips, save_every=2)
+    trainer.stop = stop
+    if stop is None:
+        trainer.run()
+    else:
+        with pytest.raises(Stopped):
             trainer.run()
-        else:
-            with pytest.raises(Stopped):
-                trainer.run()
-        return trainer
-
-    return run
+    return weights(trainer)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {f"{name}.{key}": tensor
+    return {f"{name}.{key}": tensor.clone()
             for name, net in (("model", trainer.model), ("ema", trainer.ema))
             for key, tensor in net.state_dict().items()}
 
 
+def different(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
+    assert one.keys() == other.keys()
+    return {key for key, tensor in one.items() if not torch.equal(tensor, other[key])}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_validation_clips() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loopy_model.train.loop.VALIDATION_CLIPS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(clips: PreparedClips, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A run that was never stopped: its directory and its weights."""
+    path = tmp_path_factory.mktemp("run")
+    return path, train(clips, path)
+
+
+# In stage one after a save; at the border of the stages; in stage two, a step after a save.
+@pytest.mark.parametrize("stop", [(0, 2), (1, 0), (1, 3)])
 def test_a_run_that_was_stopped_ends_in_the_same_weights(
-    train: Callable[..., Trainer], tmp_path: Path
+    clips: PreparedClips, finished: tuple[Path, dict], tmp_path: Path, stop: tuple[int, int]
 ) -> None:
-    whole = weights(train(tmp_path / "whole"))
-    for stop in ((0, 1), (0, 3), (1, 0), (1, 5)):  # before a save, after one, at the border of stages
-        path = tmp_path / f"stopped-{stop[0]}-{stop[1]}"
-        train(path, stop=stop)
-        torch.manual_seed(123)  # the global generator has no part in what follows
-        for key, tensor in weights(train(path)).items():
-            assert torch.equal(tensor, whole[key]), (stop, key)
+    half = train(clips, tmp_path, stop)
+    assert different(half, finished[1])
+    torch.manual_seed(123)  # the global generator has no part in what follows
+    assert not different(train(clips, tmp_path), finished[1])
 
 
-def test_a_finished_run_has_nothing_left_to_do(train: Callable[..., Trainer], tmp_path: Path) -> None:
-    first = weights(train(tmp_path))
-    log = (tmp_path / "log.jsonl").read_text()
-    again = weights(train(tmp_path))
-    assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
-    assert (tmp_path / "log.jsonl").read_text() == log
+def test_a_finished_run_has_nothing_left_to_do(
+    clips: PreparedClips, finished: tuple[Path, dict]
+) -> None:
+    path, before = finished
+    log = (path / "log.jsonl").read_text()
+    assert not different(train(clips, path), before)
+    assert (path / "log.jsonl").read_text() == log
 
 
-def test_another_seed_is_another_run(train: Callable[..., Trainer], tmp_path: Path) -> None:
-    first = weights(train(tmp_path / "a"))
-    other = weights(train(tmp_path / "b", replace(SMALL, seed=1)))
-    assert any(not torch.equal(tensor, other[key]) for key, tensor in first.items())
-
-
-def test_the_run_directory_explains_itself(train: Callable[..., Trainer], tmp_path: Path) -> None:
-    train(tmp_path)
-    assert json.loads((tmp_path / "recipe.json").read_text())["name"] == "small"
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+def test_the_run_directory_explains_itself(finished: tuple[Path, dict]) -> None:
+    path, _ = finished
+    assert json.loads((path / "recipe.json").read_text())["name"] == "small"
+    lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     steps = [(line["stage"], line["step"]) for line in lines if "loss" in line]
-    assert steps == [("one", i) for i in range(1, 6)] + [("two", i) for i in range(1, 7)]
+    assert steps == [("one", i) for i in (1, 2, 3)] + [("two", i) for i in (1, 2, 3, 4)]
     assert all(math.isfinite(line.get("loss", line.get("validation"))) for line in lines)
     checks = [(line["stage"], line["step"]) for line in lines if "validation" in line]
-    assert checks == [("one", 2), ("one", 4), ("one", 5), ("two", 2), ("two", 4), ("two", 6)]
-    assert not list(tmp_path.glob("*.partial"))
+    assert checks == [("one", 2), ("one", 3), ("two", 2), ("two", 4)]
+    assert not list(path.glob("*.partial"))
 
 
-def test_stage_one_leaves_the_new_layers_untouched(
-    train: Callable[..., Trainer], tmp_path: Path
+def test_another_seed_draws_other_clips_noise_and_first_weights(
+    clips: PreparedClips, tmp_path: Path
 ) -> None:
-    trainer = train(tmp_path, replace(SMALL, stages=SMALL.stages[:1]))
+    losses = set()
+    for seed in (0, 1):
+        trainer = Trainer(replace(SMALL, seed=seed), tmp_path / str(seed), clips, clips)
+        losses.add(trainer.validate(SMALL.stages[1]))
+    assert len(losses) == 2
+
+
+def test_stage_one_leaves_the_new_layers_untouched(clips: PreparedClips, tmp_path: Path) -> None:
     torch.manual_seed(SMALL.seed)
-    fresh = Loopy(TINY).state_dict()
+    fresh = {f"model.{key}": tensor for key, tensor in Loopy(TINY).state_dict().items()}
+    stage_one = train(clips, tmp_path, stop=(1, 0))
+    after = {key: tensor for key, tensor in stage_one.items() if key.startswith("model.")}
     new = ("inter_modules", "audio_modules", "intra_modules", "audio_")
-    for key, tensor in trainer.model.state_dict().items():
-        if any(part in key for part in new):
-            assert torch.equal(tensor, fresh[key]), key
-    assert not torch.equal(trainer.model.reference_unet.conv_in.weight, fresh["reference_unet.conv_in.weight"])
+    changed = different(after, fresh)
+    assert not [key for key in changed if any(part in key for part in new)]
+    assert "model.reference_unet.conv_in.weight" in changed
+    assert "model.denoising_unet.conv_in.weight" in changed
 
 
-def test_validation_is_repeatable_and_leaves_no_trace(
-    clips: PreparedClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("loopy_model.train.loop.VALIDATION_CLIPS", 2)
+def test_validation_is_repeatable_and_leaves_no_trace(clips: PreparedClips, tmp_path: Path) -> None:
     trainer = Trainer(SMALL, tmp_path, clips, clips)
-    before = {key: tensor.clone() for key, tensor in weights(trainer).items()}
+    before = weights(trainer)
     assert trainer.validate(SMALL.stages[1]) == trainer.validate(SMALL.stages[1])
-    assert all(torch.equal(tensor, before[key]) for key, tensor in weights(trainer).items())
+    assert not different(weights(trainer), before)
 
 
 def test_the_average_follows_the_weights_with_a_memory_that_grows_to_the_decay() -> None:

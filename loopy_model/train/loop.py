@@ -74,7 +74,7 @@ class Trainer:
         loss = self._losses(self.model, stage, self.train, stage.batch, self.step).mean()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss of step {self.step} of stage {stage.name} is {loss.item()}; "
-                                     f"lower the learning rate and start again from {self.run_dir}")
+                                     f"lower the learning rate and start again from {self.run_dir}.")
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)

@@ -47,7 +47,7 @@ RECIPES = {
         PUPPET,
         (
             Stage("one", 1400, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
-            Stage("two", 2500, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
+            Stage("two", 3000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
         ),
         ema_decay=0.998,
     ),

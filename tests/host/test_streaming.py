@@ -1,0 +1,70 @@
+"""Weights on a card that is too small: every layer must stream, nothing may need a full load.
+
+There is no GPU here, so torch's meta device plays the card: what the host decides per layer is real.
+"""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from scripts.environment import NEWEST, OLDEST, ROOT, get_host
+from scripts.host import make_base
+
+LOAD_PARTLY = """
+import asyncio, json, sys
+base, pack = sys.argv[1:]
+sys.argv = ["main.py", "--cpu", "--base-directory", base]
+import comfy.options
+comfy.options.enable_args_parsing()
+import torch, nodes, folder_paths, comfy.model_patcher
+from pathlib import Path
+
+async def load():
+    await nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False)
+    await nodes.load_custom_node(pack)
+
+asyncio.run(load())
+LoadModel, Sampler = nodes.NODE_CLASS_MAPPINGS["LoopyLoadModel"], nodes.NODE_CLASS_MAPPINGS["LoopySampler"]
+with torch.inference_mode():
+    hosted = LoadModel.execute("loopy-puppet.safetensors", "default").args[0]
+model = hosted.patcher.model
+card = torch.device("meta")
+patcher = comfy.model_patcher.ModelPatcher(model, load_device=card, offload_device=torch.device("cpu"))
+patcher.partially_load(card, extra_memory=patcher.model_size() * 0.4)
+
+resident, streaming, stuck = 0, 0, []
+for name, module in model.named_modules():
+    if not list(module.parameters(recurse=False)) or list(module.children()):
+        continue
+    if {p.device.type for p in module.parameters(recurse=False)} == {"meta"}:
+        resident += 1
+    elif getattr(module, "comfy_cast_weights", False):
+        streaming += 1
+    else:
+        stuck.append((name, type(module).__module__))
+print(json.dumps({"resident": resident, "streaming": streaming, "stuck": stuck}))
+"""
+
+
+@pytest.fixture(scope="module", params=[OLDEST, NEWEST])
+def partly_loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    base = make_base(tmp_path_factory.mktemp("streaming"))
+    [pack] = (base / "custom_nodes").iterdir()
+    command = [sys.executable, "-c", LOAD_PARTLY, str(base), str(pack)]
+    done = subprocess.run(command, cwd=get_host(request.param), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_part_of_the_model_is_resident_and_the_rest_streams(partly_loaded: dict[str, Any]) -> None:
+    assert partly_loaded["resident"] > 20
+    assert partly_loaded["streaming"] > 20
+
+
+def test_no_layer_is_stuck_on_the_wrong_device(partly_loaded: dict[str, Any]) -> None:
+    """Modules that own free parameters cast them where they are used, so they may stay."""
+    casts_itself = ("temporal", "audio_to_latents")
+    assert [name for name, module in partly_loaded["stuck"] if not module.endswith(casts_itself)] == []
