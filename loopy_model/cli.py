@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Sequence
 
-BUNDLED = Path(__file__).parents[1] / "assets" / "models" / "loopy-puppet.safetensors"
+from .pipeline import BUNDLED
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -17,6 +17,8 @@ from .sampling import Guidance, Request, Step, generate
 from .speech_encoder import SpeechEncoder
 from .weights import NotALoopyModel, load_strictly, load_tensors, read_header
 
+BUNDLED = Path(__file__).parents[1] / "assets" / "models" / "loopy-puppet.safetensors"
+
 
 class Pipeline:
     """Portrait and waveform in, frames out."""

@@ -7,8 +7,6 @@ architecture at a four-hundredth of its size, so that it trains on a laptop and 
 import torch
 from torch import nn
 
-SAMPLE_RATE = 16_000
-
 TINY_SPEECH = {
     "hidden_size": 64,
     "num_hidden_layers": 4,

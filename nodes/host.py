@@ -51,7 +51,7 @@ def hosted_loopy(config: LoopyConfig, state: dict[str, Tensor], weight_dtype: st
         model = Loopy(config)
     load_strictly(model, {k: v.to(dtype) for k, v in state.items()}, path, assign=True)
     patcher = _managed(model, dtype, compute, device)
-    logging.info("%s: %.1f M parameters, weights %s, computing in %s", path.name, count / 1e6, dtype, compute)
+    logging.info("%s: %.1f M parameters, weights in %s, computing in %s", path.name, count / 1e6, dtype, compute)
     return HostedLoopy(patcher, config, _latent_format(config, preview), compute, path.name)
 
 

@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import comfy.utils
@@ -47,6 +48,7 @@ class LoopyLoadModel(io.ComfyNode):
     def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name))
         header = read_header(path)
+        logging.info("%s: trained on %s. %s", header.card.name, header.card.trained_on, header.card.limits)
         tensors = split_parts(comfy.utils.load_torch_file(str(path), safe_load=True))
         speech, pictures = header.parts.get("speech_encoder"), header.parts.get("autoencoder")
         preview = pictures and pictures.get("preview")

@@ -121,7 +121,8 @@ def tidy(workflow: Workflow, drawing: Drawing) -> Workflow:
     """What the frontend made, without what depends on this machine, in our places."""
     notes = [note(i, box, text) for i, (box, text) in enumerate(drawing.notes.items(), 100)]
     nodes = [tidy_node(node, drawing.boxes[node["id"]]) for node in workflow["nodes"]]
-    return {**workflow, "last_node_id": 99 + len(notes), "nodes": nodes + notes, "extra": {}}
+    changed = {"last_node_id": 99 + len(notes), "nodes": nodes + notes, "extra": {}}
+    return {**without_blanks(workflow), **changed}
 
 
 def tidy_node(node: dict[str, Any], box: Box) -> dict[str, Any]:

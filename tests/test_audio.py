@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from loopy_model.audio import CHUNK, OVERLAP, TOKEN_FIELD, TOKEN_HOP, align_to_frames, frame_count, hear
+from loopy_model.audio import (
+    CHUNK, OVERLAP, TOKEN_FIELD, TOKEN_HOP, align_to_frames, frame_count, hear,
+)
 from loopy_model.config import SAMPLE_RATE
 
 RATES = (8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000)
@@ -18,7 +20,8 @@ RATES = (8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000)
 def test_frames_are_the_duration_times_fps_rounded_half_up() -> None:
     draw = random.Random(0)
     for _ in range(5000):
-        samples, rate, fps = draw.randrange(10**8), draw.choice(RATES), draw.choice([24, 25, 30, 60])
+        samples, rate = draw.randrange(10**8), draw.choice(RATES)
+        fps = draw.choice([24, 25, 30, 60])
         exact = Fraction(samples, rate) * fps
         assert frame_count(samples, rate, fps) == floor(exact + Fraction(1, 2))
 
@@ -40,8 +43,10 @@ def test_half_a_frame_counts_as_one(samples: int, frames: int) -> None:
 
 @pytest.mark.parametrize("fps", [24, 25, 30])
 @pytest.mark.parametrize("tokens", [1, 2, 49, 150])
-def test_alignment_is_linear_interpolation_at_the_middle_of_each_frame(fps: int, tokens: int) -> None:
-    hidden = torch.randn(2, tokens, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+def test_alignment_is_linear_interpolation_at_the_middle_of_each_frame(
+    fps: int, tokens: int, generator: torch.Generator
+) -> None:
+    hidden = torch.randn(2, tokens, 3, generator=generator, dtype=torch.float64)
     frames = round(tokens / 50 * fps) + 3  # some beyond the last token
     aligned = align_to_frames(hidden, frames, fps)
     assert aligned.shape == (frames, 2, 3)
@@ -105,7 +110,9 @@ def test_context_reaches_over_the_border_of_a_piece() -> None:
     assert torch.allclose(hear(waveform, wide, 25).features, whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("samples, frames", [(0, 0), (1, 0), (320, 1), (399, 1), (400, 1), (1000, 2)])
+@pytest.mark.parametrize("samples, frames", [
+    (0, 0), (1, 0), (320, 1), (399, 1), (400, 1), (1000, 2),
+])
 def test_short_recordings_are_padded_with_silence(samples: int, frames: int) -> None:
     speech = hear(torch.ones(samples), local, 25)
     assert speech.features.shape == (frames, 2, 1)

@@ -50,9 +50,9 @@ def test_alphas_are_diffusers(betas: str, zero: bool) -> None:
 def test_alphas_of_sd15() -> None:
     alphas = NoiseSchedule(PAPER).alphas
     assert alphas[0].item() == pytest.approx(1 - 0.00085, abs=1e-15)
-    assert alphas[1].item() == pytest.approx(
-        (1 - 0.00085) * (1 - (math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) / 999) ** 2),
-        abs=1e-15)
+    first, last = math.sqrt(0.00085), math.sqrt(0.012)
+    second = (first + (last - first) / 999) ** 2
+    assert alphas[1].item() == pytest.approx((1 - 0.00085) * (1 - second), abs=1e-15)
     assert alphas[-1].item() == pytest.approx(0.00466, abs=1e-5)
 
 
@@ -92,12 +92,17 @@ def test_impossible_step_counts_are_refused(steps: int) -> None:
         NoiseSchedule(PAPER).timesteps(steps)
 
 
+def name_of(config: DiffusionConfig) -> str:
+    snr = "zero-snr" if config.zero_terminal_snr else "snr"
+    end = "to-1" if config.final_alpha_one else "to-t0"
+    return f"{config.beta_schedule}-{config.prediction}-{snr}-{config.spacing}-{end}"
+
+
 def toy(x: Tensor, timestep: int) -> Tensor:
     return 0.4 * x.roll(1, -1) + math.sin(timestep / 300)
 
 
-@pytest.mark.parametrize("config", every_config(), ids=lambda c: "-".join(
-    str(v) for v in (c.beta_schedule, c.prediction, c.zero_terminal_snr, c.spacing, c.final_alpha_one)))
+@pytest.mark.parametrize("config", every_config(), ids=name_of)
 @pytest.mark.parametrize("steps", [10, 25])
 def test_ddim_walks_where_diffusers_walks(config: DiffusionConfig, steps: int) -> None:
     schedule, other = NoiseSchedule(config), theirs(config)
@@ -143,8 +148,9 @@ def test_noise_and_targets_are_diffusers(generator: torch.Generator) -> None:
     other = theirs(schedule.config)
     x0, noise = torch.randn(2, 3, 4, 4, generator=generator)
     t = torch.tensor([0, 500, 999])  # every sample has its own
-    assert torch.allclose(schedule.add_noise(x0, noise, t), other.add_noise(x0, noise, t), atol=1e-5)
-    assert torch.allclose(schedule.target(x0, noise, t), other.get_velocity(x0, noise, t), atol=1e-5)
+    for ours, expected in ((schedule.add_noise, other.add_noise),
+                           (schedule.target, other.get_velocity)):
+        assert torch.allclose(ours(x0, noise, t), expected(x0, noise, t), atol=1e-5)
     assert torch.equal(NoiseSchedule(PAPER).target(x0, noise, t), noise)
 
 
@@ -169,7 +175,8 @@ def test_a_net_that_knows_the_picture_arrives_at_it(
     for timestep in schedule.timesteps(steps):
         alpha = schedule.alphas[timestep]
         noise = (x - alpha.sqrt() * x0) / (1 - alpha).sqrt()
-        x, seen = schedule.ddim_step(x, alpha.sqrt() * noise - (1 - alpha).sqrt() * x0, timestep, steps)
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * x0
+        x, seen = schedule.ddim_step(x, velocity, timestep, steps)
         assert torch.allclose(seen, x0, atol=1e-9)
     assert torch.allclose(x, x0, atol=1e-9)
 

@@ -35,7 +35,7 @@ def x(generator: torch.Generator) -> Tensor:
 
 @pytest.fixture
 def ask(speak):  # noqa: ANN001, ANN201
-    def request(audio: float = 5.0, ref: float = 3.0, dtype: torch.dtype = torch.float32) -> Request:
+    def request(audio: float, ref: float, dtype: torch.dtype = torch.float32) -> Request:
         return Request(torch.zeros(1, 4, 4, 4), speak(4), TemporalSegments(TINY.clip),
                        guidance=Guidance(audio, ref), dtype=dtype)
 
@@ -94,8 +94,8 @@ def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
 
     def denoise(noisy: Tensor, timestep: Tensor, branch: Conditions) -> Tensor:
         assert torch.equal(noisy, x) and timestep.tolist() == [T]
-        heard = {site.audio is not None for site in branch.sites} | {branch.motion_latents is not None}
-        looked = {kind is not None for site in branch.sites for kind in (site.reference, site.motion)}
+        heard = {branch.motion_latents is not None, *(s.audio is not None for s in branch.sites)}
+        looked = {kind is not None for s in branch.sites for kind in (s.reference, s.motion)}
         assert len(heard) == len(looked) == 1, "a condition is dropped everywhere or nowhere"
         seen.append({(True, True): "audio", (False, True): "ref", (False, False): "base"}[
             heard.pop(), looked.pop()])

@@ -148,11 +148,12 @@ def test_a_reference_that_is_not_kept_is_not_concatenated_nor_are_motion_frames(
 ) -> None:
     values, t = inputs(TINY, batch=2), torch.tensor([600, 600])
     full = encode(tiny, values)
-    seen = tiny.read(values["portrait"])
-    motion = [site.output.unflatten(0, (2, -1)) for site in tiny.read(values["motion"].flatten(0, 1))]
+    reference = [site.normed for site in tiny.read(values["portrait"])]
+    past = tiny.read(values["motion"].flatten(0, 1))
+    motion = [site.output.unflatten(0, (2, -1)) for site in past]
     latents = tiny.motion_latents_from_audio(values["windows"])
-    masked = tiny.encode_conditions([site.normed for site in seen], motion, values["windows"],
-                                    latents, keep_reference=torch.tensor([False, True]))
+    masked = tiny.encode_conditions(reference, motion, values["windows"], latents,
+                                    keep_reference=torch.tensor([False, True]))
     out, kept, dropped = (
         tiny.denoise(values["noisy"], t, c) for c in (masked, full, full.without_reference()))
     assert torch.allclose(out[0], dropped[0], atol=1e-5)

@@ -111,7 +111,7 @@ def test_frames_that_exist_are_taken_and_the_others_are_zero(sampling: str, past
 
 
 def test_impossible_segments_are_refused() -> None:
-    with pytest.raises(ValueError, match="sampling is 'median'; choose one of uniform, mean, random"):
+    with pytest.raises(ValueError, match="'median'; choose one of uniform, mean, random"):
         segments(PAPER, "median")
     for name in ("stride", "ratio", "segments"):
         with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):

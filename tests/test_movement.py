@@ -62,8 +62,8 @@ def test_clips_are_measured_one_by_one() -> None:
         assert measure(clips).shape == (3,)
 
 
-def test_both_are_variances_as_numpy_knows_them() -> None:
-    clip = torch.rand(12, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).numpy()
+def test_both_are_variances_as_numpy_knows_them(generator: torch.Generator) -> None:
+    clip = torch.rand(12, 5, 2, dtype=torch.float64, generator=generator).numpy()
     assert glo(torch.from_numpy(clip)).item() == pytest.approx(1000 * clip[:, 0].var(0).sum())
     e = (clip[:, 1:] - clip[:, :1]).sum(-1)
     changes = (e[1:] - e[:-1]).var(0).mean()

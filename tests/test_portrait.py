@@ -7,10 +7,10 @@ from torch import Tensor
 from loopy_model.portrait import smallest_side, square_portrait
 
 
-def ramp(height: int, width: int, channels: int = 3) -> Tensor:
+def ramp(height: int, width: int) -> Tensor:
     """Red grows to the right, green downwards, by 1/1000 a pixel."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([x / 1000, y / 1000] + [torch.full_like(x, 0.25, dtype=torch.float)] * (channels - 2), -1)
+    return torch.stack([x / 1000, y / 1000, torch.full((height, width), 0.25)], -1)
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (64, 200), (200, 64), (65, 130), (131, 64)])
@@ -54,7 +54,7 @@ def test_grey_becomes_three_equal_channels() -> None:
     grey = ramp(64, 80)[..., :1]
     picture = square_portrait(grey, 64)
     assert picture.shape == (64, 64, 3)
-    assert torch.equal(picture[..., 0], picture[..., 1]) and torch.equal(picture[..., 0], picture[..., 2])
+    assert all(torch.equal(picture[..., 0], picture[..., i]) for i in (1, 2))
     assert torch.allclose(picture[..., :1], square_portrait(ramp(64, 80), 64)[..., :1])
 
 
@@ -81,4 +81,5 @@ def test_too_small_a_portrait_is_refused_with_a_sentence(image_size: int, least:
         square_portrait(small, image_size)
     assert str(refused.value) == (
         f"the portrait is 300x{least - 1} pixels; use a picture of at least {least}x{least}")
-    assert square_portrait(torch.zeros(least, 300, 3), image_size).shape == (image_size, image_size, 3)
+    large_enough = square_portrait(torch.zeros(least, 300, 3), image_size)
+    assert large_enough.shape == (image_size, image_size, 3)

@@ -30,9 +30,11 @@ def long() -> Loopy:
 def ask(speak) -> Callable[..., Request]:  # noqa: ANN001
     portrait = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(11))
 
-    def request(heard: int, config: LoopyConfig = TINY, how: str = "uniform", **more) -> Request:  # noqa: ANN003
-        settings = {"steps": 2, **more}
-        return Request(portrait, speak(heard, config), TemporalSegments(config.clip, how), **settings)
+    def request(
+        heard: int, config: LoopyConfig = TINY, how: str = "uniform", **more: object
+    ) -> Request:
+        segments = TemporalSegments(config.clip, how)
+        return Request(portrait, speak(heard, config), segments, **{"steps": 2, **more})
 
     return request
 
@@ -70,7 +72,9 @@ class Calls:
 # --- counting -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("frames, clips", [(1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (10, [4, 4, 2])])
+@pytest.mark.parametrize("frames, clips", [
+    (1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (10, [4, 4, 2]),
+])
 def test_every_frame_is_generated_once_and_the_last_clip_is_trimmed(
     tiny: Loopy, ask: Callable[..., Request], frames: int, clips: list[int]
 ) -> None:
@@ -82,7 +86,9 @@ def test_every_frame_is_generated_once_and_the_last_clip_is_trimmed(
     assert all(step.x0.shape == (4, 4, 4, 4) for step in steps)
 
 
-@pytest.mark.parametrize("start, frames, expected", [(0, None, 10), (4, None, 6), (4, 3, 3), (8, 9, 2)])
+@pytest.mark.parametrize("start, frames, expected", [
+    (0, None, 10), (4, None, 6), (4, 3, 3), (8, 9, 2),
+])
 def test_a_part_of_the_speech_can_be_asked_for(
     tiny: Loopy, ask: Callable[..., Request], start: int, frames: int | None, expected: int
 ) -> None:
@@ -93,7 +99,9 @@ def test_no_speech_gives_no_frames(tiny: Loopy, ask: Callable[..., Request]) -> 
     assert list(generate(tiny, ask(0))) == []
 
 
-def test_finished_frames_are_the_last_x0_in_the_scale_of_the_vae(ask: Callable[..., Request]) -> None:
+def test_finished_frames_are_the_last_x0_in_the_scale_of_the_vae(
+    ask: Callable[..., Request],
+) -> None:
     model = small_model(SCALED)  # zero terminal SNR ends at alpha 1: what is finished is x0
     last = list(generate(model, ask(4, SCALED)))[-1]
     assert torch.allclose(last.finished, last.x0, atol=1e-5)
@@ -249,7 +257,9 @@ def test_motion_frames_change_the_next_clip(tiny: Loopy, ask: Callable[..., Requ
 # --- resuming -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how, start", [("uniform", 4), ("uniform", 12), ("mean", 8), ("random", 8)])
+@pytest.mark.parametrize("how, start", [
+    ("uniform", 4), ("uniform", 12), ("mean", 8), ("random", 8),
+])
 def test_a_resumed_run_continues_exactly(
     tiny: Loopy, ask: Callable[..., Request], how: str, start: int
 ) -> None:

@@ -168,9 +168,9 @@ def test_left_stays_left(tmp_path: Path) -> None:
     assert left.std() > 0.3 and right.std() < 0.01
 
 
-@pytest.mark.parametrize("waveform", [None, torch.zeros(1, 0), torch.zeros(2, 0), torch.zeros(0, 0)],
-                         ids=["none", "mono", "stereo", "nothing"])
-def test_no_sound_and_empty_sound_make_a_silent_film(tmp_path: Path, waveform: Tensor | None) -> None:
+@pytest.mark.parametrize("channels", [None, 0, 1, 2])
+def test_no_sound_and_empty_sound_make_a_silent_film(tmp_path: Path, channels: int | None) -> None:
+    waveform = None if channels is None else torch.zeros(channels, 0)
     write_video(tmp_path / "a.mp4", moving(3), FPS, waveform, 44_100)
     assert read_audio(tmp_path / "a.mp4") == (None, 0)
     assert len(read_video(tmp_path / "a.mp4")[0]) == 3
@@ -185,7 +185,7 @@ def test_one_sample_of_sound_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_metadata_is_kept(tmp_path: Path) -> None:
-    notes = {"prompt": '{"1": {"inputs": {"seed": 4}}}', "workflow": "{}", "title": "Grüße, 世界"}
+    notes = {"prompt": '{"1": {"inputs": {"seed": 4}}}', "workflow": "{}", "title": "Gruß, 世界"}
     write_video(tmp_path / "a.mp4", moving(2), FPS, metadata=notes)
     with av.open(str(tmp_path / "a.mp4")) as file:
         assert file.metadata.items() >= notes.items()

@@ -4,11 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from ..pipeline import Pipeline
+from ..pipeline import BUNDLED, Pipeline
 from ..sampling import Guidance
 from .lip_sync import contact_sheet, load_meter, report, videos
-
-BUNDLED = Path(__file__).parents[2] / "assets" / "models" / "loopy-puppet.safetensors"
 
 
 def build_parser() -> argparse.ArgumentParser:

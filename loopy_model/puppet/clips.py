@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..audio import align_to_frames
 from ..autoencoder import Autoencoder
+from ..config import PUPPET
 from ..speech_encoder import SpeechEncoder
 from .faces import landmarks, render
 from .identity import draw_identity
@@ -19,7 +20,7 @@ from .motion import draw_motion
 from .speech import FPS, HELD_OUT_VOICES, SAMPLES_PER_FRAME, TRAINING_VOICES, utterance
 
 FRAMES = 200  # per clip, 8 s
-SIZE = 64  # pixels of a training frame
+SIZE = PUPPET.image_size  # pixels of a training frame
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import resample_poly
 
+from ..config import PUPPET, SAMPLE_RATE
 from .words import HELD_OUT_WORDS, TRAINING_WORDS
 
-SAMPLE_RATE = 16_000
-FPS = 25
+FPS = PUPPET.clip.fps
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 REST = (0.0, 0.5)  # closed mouth, relaxed width
 CONSONANT = (0.25, 0.55)
