@@ -113,7 +113,13 @@ def draw(frontend: Frontend, drawing: Drawing) -> None:
     frontend.load_prompt(prompt)
     workflow = tidy(frontend.workflow(), drawing)
     target = WORKFLOWS / f"{drawing.name}.json"
-    target.write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+    write(target, workflow)
+    frontend.load(workflow)
+    write(PROMPTS / drawing.prompt, frontend.prompt())  # the same graph, with the nodes' titles
+
+
+def write(target: Path, content: dict[str, Any]) -> None:
+    target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(target.relative_to(ROOT))
 
 

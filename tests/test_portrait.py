@@ -77,9 +77,7 @@ def test_values_are_float32_between_0_and_1(dtype: torch.dtype) -> None:
 def test_too_small_a_portrait_is_refused_with_a_sentence(image_size: int, least: int) -> None:
     assert smallest_side(image_size) == least
     small = torch.zeros(least - 1, 300, 3)
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=f"300x{least - 1} pixels.* at least {least}x{least}"):
         square_portrait(small, image_size)
-    assert str(refused.value) == (
-        f"the portrait is 300x{least - 1} pixels; use a picture of at least {least}x{least}")
     large_enough = square_portrait(torch.zeros(least, 300, 3), image_size)
     assert large_enough.shape == (image_size, image_size, 3)

@@ -227,7 +227,7 @@ def test_eight_of_twenty_motion_frames_are_new_in_each_clip(
     long: Loopy, ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, counts = Calls(long, monkeypatch), []
-    for step in generate(long, ask(14 * 12, LONG, steps=1, guidance=QUICK)):
+    for _ in generate(long, ask(14 * 12, LONG, steps=1, guidance=QUICK)):
         counts.append(calls.pictures)
     # The portrait; then per clip the ages below 12, which are 0 1 2 3 4 6 8 10.
     assert counts == [1 + 8 * clip for clip in range(14)]

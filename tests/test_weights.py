@@ -1,6 +1,7 @@
 """Checkpoints: nothing is lost on the way, and every bad file is refused in one sentence."""
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -181,12 +182,7 @@ BAD_FILES: dict[str, Callable[[Path], None]] = {
 
 
 def one_sentence(message: str, path: Path) -> bool:
-    # Text between brackets is quoted from the library that refused.
-    outside = message
-    while "(" in outside and ")" in outside[outside.index("(") :]:
-        start = outside.index("(")
-        outside = outside[:start] + outside[outside.rindex(")") + 1 :]
-    return path.name in message and "\n" not in outside and ". " not in outside
+    return path.name in message and "\n" not in message and ". " not in message
 
 
 @pytest.mark.parametrize("damage", BAD_FILES.values(), ids=BAD_FILES.keys())
@@ -201,17 +197,15 @@ def test_a_bad_file_is_refused_in_one_sentence_that_names_it(
 
 def test_a_newer_version_says_what_to_do(saved: Path) -> None:
     rewrite(saved, format_version="2")
-    with pytest.raises(NotALoopyModel, match="format version 2, this pack reads up to 1; update"):
+    with pytest.raises(NotALoopyModel, match="version 2.* up to 1.*update"):
         read_header(saved)
 
 
-@pytest.mark.parametrize("kind, sentence", [
-    ("missing", "1 tensors missing, 0 unexpected, 0 of another shape"),
-    ("extra", "0 tensors missing, 1 unexpected, 0 of another shape"),
-    ("shape", "0 tensors missing, 0 unexpected, 1 of another shape"),
+@pytest.mark.parametrize("kind, counts", [
+    ("missing", ["1", "0", "0"]), ("extra", ["0", "1", "0"]), ("shape", ["0", "0", "1"]),
 ])
 def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(
-    model: Loopy, saved: Path, kind: str, sentence: str
+    model: Loopy, saved: Path, kind: str, counts: list[str]
 ) -> None:
     state, key = load_tensors(saved)["loopy"], "denoising_unet.conv_in.weight"
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -225,7 +219,8 @@ def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(
     with pytest.raises(NotALoopyModel) as refused:
         load_strictly(model, state, saved)
     message = str(refused.value)
-    assert sentence in message and f"first: {key}" in message and one_sentence(message, saved)
+    assert re.findall(r"\b\d+\b", message.partition("first")[0]) == counts
+    assert f"first: {key}" in message and one_sentence(message, saved)
     assert equal(model.state_dict(), before)
 
 

@@ -1,4 +1,4 @@
-"""Real ComfyUI hosts, the oldest and the newest supported, and a real browser."""
+"""Real ComfyUI hosts: the oldest and the newest supported."""
 
 import signal
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.client import Client
-from scripts.environment import NEWEST, OLDEST, ROOT, chromium, get_host
+from scripts.environment import NEWEST, OLDEST, ROOT, get_host
 from scripts.host import Host, make_base
 
 signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the hosts also when we are ended
@@ -46,13 +46,3 @@ def model_folder(host: Host) -> Path:
 @pytest.fixture(scope="session")
 def bundled_model() -> Path:
     return next((ROOT / "assets").rglob("loopy-puppet.safetensors"))
-
-
-@pytest.fixture(scope="session")
-def page() -> Iterator["playwright.sync_api.Page"]:  # noqa: F821
-    executable = chromium()
-    if executable is None:
-        pytest.skip("No Chromium found: install it (apt-get install chromium) or set CHROMIUM.")
-    browser = pytest.importorskip("scripts.browser", reason="Playwright is missing: pip install playwright.")
-    with browser.open_browser(executable) as page:
-        yield page

@@ -15,6 +15,11 @@ def quick_start() -> Prompt:
     return json.loads(QUICK_START.read_text(encoding="utf-8"))
 
 
+def bare(prompt: Prompt) -> Prompt:
+    """Classes and inputs only, without titles and the host's notes."""
+    return {key: node(entry["class_type"], **entry["inputs"]) for key, entry in prompt.items()}
+
+
 def short_start(seed: int, **sampler: Any) -> Prompt:
     """The quick start cut to one clip of two steps; another seed makes the sampler run again."""
     return change(quick_start(), "LoopySampler", seed=seed, **{"steps": 2, "frames": 12, **sampler})

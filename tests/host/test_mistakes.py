@@ -14,7 +14,7 @@ from scripts.host import Host
 
 # Words of Python and PyTorch that mean nothing to the person in front of the graph.
 PROGRAMMER = re.compile(
-    r"Traceback|[A-Z]\w+(Error|Exception)\b|NoneType|torch\.|dtype|tensor|shape|\bkeys?\b|<class|self\.",
+    r"Traceback|[A-Z]\w+(Error|Exception)\b|NoneType|torch\.|dtype|\btensors?\b|shape|\bkeys?\b|<class|self\.",
     re.IGNORECASE,
 )
 
@@ -38,7 +38,7 @@ def complaint(client: Client, prompt: Prompt) -> str:
 
 def assert_clear(sentence: str, *names: str) -> None:
     assert not PROGRAMMER.search(sentence), sentence
-    assert "\n" not in sentence and len(sentence) <= 300, sentence
+    assert sentence.endswith(".") and "\n" not in sentence and len(sentence) <= 300, sentence
     assert any(name.lower() in sentence.lower() for name in names), sentence
 
 
