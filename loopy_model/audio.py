@@ -3,14 +3,14 @@
 Shapes: T tokens of wav2vec (50 Hz), F video frames, L layers, D width, W window.
 """
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from .config import SAMPLE_RATE
 from .conditions import Speech
+from .config import SAMPLE_RATE
 
 TOKEN_HOP = 320  # samples between two wav2vec tokens: the product of its strides
 TOKEN_FIELD = 400  # samples that one token hears

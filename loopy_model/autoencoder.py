@@ -51,9 +51,7 @@ class Correction(nn.Module):
     def __init__(self, inputs: int, outputs: int, blocks: int, config: AutoencoderConfig) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(inputs, config.width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            ResidualBlock(config.width, config.groups) for _ in range(blocks)
-        )
+        self.blocks = nn.ModuleList(ResidualBlock(config.width, config.groups) for _ in range(blocks))
         self.norm_out = nn.GroupNorm(config.groups, config.width)
         self.conv_out = nn.Conv2d(config.width, outputs, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)

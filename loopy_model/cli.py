@@ -2,19 +2,23 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Sequence
 
 from .pipeline import BUNDLED
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loopy generate", description="A portrait and a voice become a talking video.")
+    parser = argparse.ArgumentParser(
+        prog="loopy generate", description="A portrait and a voice become a talking video."
+    )
     parser.add_argument("portrait", type=Path, help="picture file; its centred square is used")
     parser.add_argument("voice", type=Path, help="sound file, any rate")
     parser.add_argument("output", type=Path, help="mp4 file to write")
-    parser.add_argument("--model", type=Path, default=BUNDLED, help="checkpoint (default: the bundled puppet)")
+    parser.add_argument(
+        "--model", type=Path, default=BUNDLED, help="checkpoint (default: the bundled puppet)"
+    )
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
@@ -40,11 +44,14 @@ def generate(arguments: Sequence[str]) -> None:
         raise SystemExit(f"{args.voice} has no sound; choose another file.")
     pipeline = Pipeline(args.model)
     with tqdm(unit="step") as bar:
+
         def show(step) -> None:
             bar.total = step.total
             bar.update()
 
-        frames = pipeline(portrait, waveform, rate, Guidance(args.audio_ratio, args.ref_ratio), args.steps, args.seed, show)
+        frames = pipeline(
+            portrait, waveform, rate, Guidance(args.audio_ratio, args.ref_ratio), args.steps, args.seed, show
+        )
     write_video(args.output, frames, Fraction(pipeline.config.clip.fps), waveform, rate)
     print(args.output)
 

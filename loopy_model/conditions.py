@@ -22,6 +22,7 @@ class KeyValue(NamedTuple):
     v: Tensor  # (B, N, C)
     keep: Tensor | None = None  # (B,) bool
 
+
 @dataclass(frozen=True)
 class Speech:
     """What wav2vec heard in a whole recording, one row per video frame."""

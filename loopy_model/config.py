@@ -66,8 +66,10 @@ class UNetConfig:
             raise ValueError(f"attention {self.attention} and channels {self.channels} differ in length.")
         for width in self.channels:
             if width % self.groups or width % self.heads:
-                raise ValueError(f"{width} channels cannot be cut into {self.groups} groups "
-                                 f"and {self.heads} heads; choose a common multiple.")
+                raise ValueError(
+                    f"{width} channels cannot be cut into {self.groups} groups "
+                    f"and {self.heads} heads; choose a common multiple."
+                )
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,13 @@ class DiffusionConfig:
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: int = 1  # only "leading" uses it
     final_alpha_one: bool = False  # alpha-bar after the last step: 1, or that of t=0
+
+    def __post_init__(self) -> None:
+        if self.prediction == "epsilon" and self.zero_terminal_snr and self.spacing != "leading":
+            raise ValueError(
+                "zero terminal SNR leaves no signal at the first step, so epsilon cannot be "
+                "turned into a picture there; use v_prediction or leading spacing."
+            )
 
 
 @dataclass(frozen=True)
@@ -134,15 +143,33 @@ PUPPET = LoopyConfig(
     image_size=64,
     latent_scale=1.0,
     unet=UNetConfig(
-        latent_channels=16, channels=(48, 80), attention=(True, True), layers=1, heads=2, groups=8,
-        spatial_ff=1, temporal_ff=1, intra_attentions=1,
+        latent_channels=16,
+        channels=(48, 80),
+        attention=(True, True),
+        layers=1,
+        heads=2,
+        groups=8,
+        spatial_ff=1,
+        temporal_ff=1,
+        intra_attentions=1,
     ),
-    audio=AudioConfig(layers=5, width=64, hidden=96, tokens=5, token_width=128, latent_width=64,
-                      movement_range=(-2.0, -0.25), expression_range=(-3.9, -1.7)),
+    audio=AudioConfig(
+        layers=5,
+        width=64,
+        hidden=96,
+        tokens=5,
+        token_width=128,
+        latent_width=64,
+        movement_range=(-2.0, -0.25),
+        expression_range=(-3.9, -1.7),
+    ),
     # v-prediction with zero terminal SNR is clearly better at this training budget than the
     # paper's epsilon, which leaves the colours of the first clip drifting.
     diffusion=DiffusionConfig(
-        prediction="v_prediction", zero_terminal_snr=True, spacing="trailing", final_alpha_one=True,
+        prediction="v_prediction",
+        zero_terminal_snr=True,
+        spacing="trailing",
+        final_alpha_one=True,
     ),
 )
 """The bundled model: the same classes, small enough to be trained and run on two CPU cores."""
@@ -152,9 +179,18 @@ TINY = replace(
     image_size=32,
     clip=ClipGeometry(frames=4, stride=2, segments=2),
     unet=UNetConfig(
-        latent_channels=4, channels=(8, 16), attention=(True, False), layers=1, heads=2, groups=4,
-        spatial_ff=1, temporal_ff=1, intra_attentions=1,
+        latent_channels=4,
+        channels=(8, 16),
+        attention=(True, False),
+        layers=1,
+        heads=2,
+        groups=4,
+        spatial_ff=1,
+        temporal_ff=1,
+        intra_attentions=1,
     ),
-    audio=AudioConfig(layers=2, width=8, hidden=16, tokens=2, token_width=8, latent_embeddings=8, latent_width=8),
+    audio=AudioConfig(
+        layers=2, width=8, hidden=16, tokens=2, token_width=8, latent_embeddings=8, latent_width=8
+    ),
 )
 """For tests: every part is there, one step takes milliseconds."""

@@ -5,7 +5,7 @@ wherever a layer treats them one by one.
 """
 
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as nnf

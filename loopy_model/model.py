@@ -4,7 +4,7 @@ Two tempos: `read` and `encode_conditions` run once per clip, `denoise` once per
 Shapes: B clips, F frames, M motion frames, W audio window, L wav2vec layers, D their width.
 """
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -67,9 +67,7 @@ class Loopy(nn.Module):
         return self.denoising_unet(noisy, timestep, conditions)
 
 
-def motion_features(
-    read: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor]
-) -> list[Tensor]:
+def motion_features(read: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor]) -> list[Tensor]:
     """M frames' features per site -> per site (1, M, C, H, W), zero where a frame is None.
 
     `read[m][site]` is (C, H, W); `like[site]` has that shape too and gives it to the empty ones.

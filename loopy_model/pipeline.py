@@ -1,7 +1,7 @@
 """A checkpoint that carries everything -> a talking portrait, outside ComfyUI."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 from einops import rearrange
@@ -26,27 +26,43 @@ class Pipeline:
     def __init__(self, checkpoint: Path) -> None:
         header, tensors = read_header(checkpoint), load_tensors(checkpoint)
         if header.parts.keys() != {"speech_encoder", "autoencoder"}:
-            raise NotALoopyModel(f"{checkpoint.name} carries no audio encoder or VAE of its own; "
-                                 "use it in ComfyUI, where both can be connected.")
+            raise NotALoopyModel(
+                f"{checkpoint.name} carries no audio encoder or VAE of its own; "
+                "use it in ComfyUI, where both can be connected."
+            )
         self.header, self.config = header, header.config
         self.model = Loopy(self.config)
         self.speech_encoder = SpeechEncoder(header.parts["speech_encoder"])
         self.vae = Autoencoder(AutoencoderConfig(**header.parts["autoencoder"]["sizes"]))
-        for part, module in (("loopy", self.model), ("speech_encoder", self.speech_encoder), ("autoencoder", self.vae)):
+        for part, module in (
+            ("loopy", self.model),
+            ("speech_encoder", self.speech_encoder),
+            ("autoencoder", self.vae),
+        ):
             load_strictly(module, {k: v.float() for k, v in tensors.get(part, {}).items()}, checkpoint)
             module.eval().requires_grad_(False)
 
     @torch.inference_mode()
     def __call__(
-        self, portrait: Tensor, waveform: Tensor, sample_rate: int, guidance: Guidance = Guidance(),
-        steps: int = 25, seed: int = 0, on_step: Callable[[Step], None] = lambda step: None,
+        self,
+        portrait: Tensor,
+        waveform: Tensor,
+        sample_rate: int,
+        guidance: Guidance = Guidance(),
+        steps: int = 25,
+        seed: int = 0,
+        on_step: Callable[[Step], None] = lambda step: None,
     ) -> Tensor:
         """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1."""
         voice = _resample(waveform.mean(0), sample_rate)
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
         request = Request(
             portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),
-            speech=speech, segments=TemporalSegments(self.config.clip), seed=seed, steps=steps, guidance=guidance,
+            speech=speech,
+            segments=TemporalSegments(self.config.clip),
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
         )
         clips = []
         for step in generate(self.model, request):

@@ -19,7 +19,9 @@ def square_portrait(image: Tensor, image_size: int) -> Tensor:
     height, width = image.shape[:2]
     side, least = min(height, width), smallest_side(image_size)
     if side < least:
-        raise ValueError(f"the portrait is {width}x{height} pixels; use a picture of at least {least}x{least}.")
+        raise ValueError(
+            f"the portrait is {width}x{height} pixels; use a picture of at least {least}x{least}."
+        )
     top, left = (height - side) // 2, (width - side) // 2
     square = image[top : top + side, left : left + side, :3]
     if square.shape[2] < 3:  # grey, perhaps with alpha

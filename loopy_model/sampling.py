@@ -4,8 +4,9 @@ Latents here are VAE latents as they travel between nodes, unscaled; the model's
 applied just before they enter it. Shapes: F frames, M motion frames, C latent channels.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,7 +63,9 @@ class Request:
         return len(self.speech) if self.frames is None else min(self.start + self.frames, len(self.speech))
 
 
-def generate(model: Loopy, request: Request, before_call: Callable[[], None] = lambda: None) -> Iterator[Step]:
+def generate(
+    model: Loopy, request: Request, before_call: Callable[[], None] = lambda: None
+) -> Iterator[Step]:
     """Clip after clip, in order, each frame once; yields after every step.
 
     `before_call` runs before each pass through a net and may raise to cancel. The noise of a frame
@@ -90,7 +93,11 @@ def generate(model: Loopy, request: Request, before_call: Callable[[], None] = l
 
 
 def guided(
-    model: Loopy, x: Tensor, timestep: int, conditions: Conditions, request: Request,
+    model: Loopy,
+    x: Tensor,
+    timestep: int,
+    conditions: Conditions,
+    request: Request,
     before_call: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Three passes that differ in what is dropped; a pass whose weight is zero is not run."""
@@ -112,8 +119,16 @@ def frame_noise(request: Request, start: int, frames: int) -> Tensor:
 
 
 def _mix(seed: int, frame: int) -> int:
-    """Different seeds never share a run of frames (the golden-ratio step of splitmix64)."""
-    return (seed * 0x9E3779B97F4A7C15 + frame * 0xBF58476D1CE4E5B9 + 1) % 2**63
+    """Every bit of both reaches the low 32, which are all that torch's CPU generator looks at."""
+    return _splitmix(_splitmix(seed) + frame)
+
+
+def _splitmix(z: int) -> int:
+    """One step of splitmix64 (Steele et al. 2014)."""
+    z = (z + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
 
 
 def _conditions(

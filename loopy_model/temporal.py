@@ -5,7 +5,7 @@ attention runs along time at each place of the picture, so there the batch is (B
 """
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange, repeat

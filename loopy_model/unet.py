@@ -5,7 +5,7 @@ adds stand beside them as `inter_modules`, `audio_modules` and `intra_modules`. 
 is a place where the trunk attends; both nets have the same sites in the same order.
 """
 
-from typing import Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as nnf
@@ -30,7 +30,8 @@ class Block(nn.Module):
         )
         if sites:
             transformers = [
-                SpatialTransformer(channels, config.heads, config.groups, config.spatial_ff) for _ in range(sites)
+                SpatialTransformer(channels, config.heads, config.groups, config.spatial_ff)
+                for _ in range(sites)
             ]
             self.attentions = nn.ModuleList(transformers)
 
@@ -52,7 +53,9 @@ class Block(nn.Module):
 
 
 class DownBlock(Block):
-    def __init__(self, inputs: list[int], channels: int, config: UNetConfig, attention: bool, last: bool) -> None:
+    def __init__(
+        self, inputs: list[int], channels: int, config: UNetConfig, attention: bool, last: bool
+    ) -> None:
         super().__init__(inputs, channels, config, len(inputs) if attention else 0)
         if not last:
             self.downsamplers = nn.ModuleList([Downsample(channels)])
@@ -76,7 +79,9 @@ class MidBlock(Block):
 
 
 class UpBlock(Block):
-    def __init__(self, inputs: list[int], channels: int, config: UNetConfig, attention: bool, last: bool) -> None:
+    def __init__(
+        self, inputs: list[int], channels: int, config: UNetConfig, attention: bool, last: bool
+    ) -> None:
         super().__init__(inputs, channels, config, len(inputs) if attention else 0)
         if not last:
             self.upsamplers = nn.ModuleList([Upsample(channels)])
@@ -193,12 +198,15 @@ class DenoisingUNet(UNet):
         for block in self.blocks_with_sites():
             for attention, inter, audio in zip(block.attentions, block.inter_modules, block.audio_modules):
                 i = len(made)
-                made.append(SiteConditions(
-                    reference=reference and attention.keys_values(reference[i])._replace(keep=keep),
-                    motion=motion and inter.keys_values(motion[i], keep),
-                    audio=None if tokens is None else audio.attn.keys_values(
-                        rearrange(tokens, "b f n c -> (b f) n c")),
-                ))
+                made.append(
+                    SiteConditions(
+                        reference=reference and attention.keys_values(reference[i])._replace(keep=keep),
+                        motion=motion and inter.keys_values(motion[i], keep),
+                        audio=None
+                        if tokens is None
+                        else audio.attn.keys_values(rearrange(tokens, "b f n c -> (b f) n c")),
+                    )
+                )
         return tuple(made)
 
 

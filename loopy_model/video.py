@@ -1,9 +1,9 @@
 """Frames and waveform <-> video file, through PyAV."""
 
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterable
 
 import av
 import numpy as np
@@ -15,7 +15,11 @@ AAC_RATE = 48_000  # Hz; AAC knows few rates, and this one everything plays
 
 
 def write_video(
-    path: Path, frames: Tensor, fps: Fraction, waveform: Tensor | None = None, sample_rate: int = AAC_RATE,
+    path: Path,
+    frames: Tensor,
+    fps: Fraction,
+    waveform: Tensor | None = None,
+    sample_rate: int = AAC_RATE,
     metadata: dict[str, str] | None = None,
 ) -> None:
     """One H.264/AAC mp4. It appears under `path` only when it is complete.
@@ -28,7 +32,9 @@ def write_video(
         raise ValueError("there are no images to write; give at least one.")
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        with av.open(str(partial), "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}) as file:
+        with av.open(
+            str(partial), "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}
+        ) as file:
             file.metadata.update(metadata or {})
             _write(file, frames, fps, waveform, sample_rate)
         os.replace(partial, path)
@@ -37,7 +43,11 @@ def write_video(
 
 
 def _write(
-    file: av.container.OutputContainer, frames: Tensor, fps: Fraction, waveform: Tensor | None, sample_rate: int
+    file: av.container.OutputContainer,
+    frames: Tensor,
+    fps: Fraction,
+    waveform: Tensor | None,
+    sample_rate: int,
 ) -> None:
     height, width = (side + side % 2 for side in frames.shape[1:3])
     video = file.add_stream("h264", rate=fps)
@@ -56,10 +66,12 @@ def _write(
 
 def _rgb(picture: Tensor) -> np.ndarray:
     """(H, W, C) 0..1 -> (H', W', 3) uint8 with even sides."""
-    picture = picture[..., :3].float().cpu()
+    picture = picture[..., : 3 if picture.shape[-1] >= 3 else 1].float().cpu()  # alpha is dropped
     if not torch.isfinite(picture).all():
-        raise ValueError("the images hold NaN or infinite values; check the node that made them "
-                         "(a model in half precision is the usual cause).")
+        raise ValueError(
+            "the images hold NaN or infinite values; check the node that made them "
+            "(a model in half precision is the usual cause)."
+        )
     height, width = picture.shape[:2]
     planes = picture.expand(-1, -1, 3).permute(2, 0, 1)[None]
     planes = nnf.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")[0]

@@ -56,14 +56,20 @@ def read_header(path: Path) -> Header:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise NotALoopyModel(f"{path.name} cannot be read as a safetensors file; "
-                             "it may be incomplete: copy or download it again.") from error
+        raise NotALoopyModel(
+            f"{path.name} cannot be read as a safetensors file; "
+            "it may be incomplete: copy or download it again."
+        ) from error
     if metadata.get("format") != FORMAT:
-        raise NotALoopyModel(f"{path.name} is a safetensors file, but not a Loopy model; choose a file "
-                             "made by `python -m loopy_model.train`, such as the bundled loopy-puppet.safetensors.")
+        raise NotALoopyModel(
+            f"{path.name} is a safetensors file, but not a Loopy model; choose a file "
+            "made by `python -m loopy_model.train`, such as the bundled loopy-puppet.safetensors."
+        )
     if not metadata.get("format_version", "").isdigit() or int(metadata["format_version"]) > FORMAT_VERSION:
-        raise NotALoopyModel(f"{path.name} has format version {metadata.get('format_version')}, this pack reads "
-                             f"up to {FORMAT_VERSION}; update ComfyUI-Loopy.")
+        raise NotALoopyModel(
+            f"{path.name} has format version {metadata.get('format_version')}, this pack reads "
+            f"up to {FORMAT_VERSION}; update ComfyUI-Loopy."
+        )
     try:
         parts = {name: json.loads(metadata[name]) for name in PARTS[1:] if name in metadata}
         config = LoopyConfig.from_dict(json.loads(metadata["config"]))
@@ -88,9 +94,11 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], path: Path, assig
     wrong = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
     if missing or unexpected or wrong:
         first = (missing + unexpected + wrong)[0]
-        raise NotALoopyModel(f"{path.name} does not fit its own header: {len(missing)} weights missing, "
-                             f"{len(unexpected)} unexpected, {len(wrong)} of another size (first: {first}); "
-                             "export the model again.")
+        raise NotALoopyModel(
+            f"{path.name} does not fit its own header: {len(missing)} weights missing, "
+            f"{len(unexpected)} unexpected, {len(wrong)} of another size (first: {first}); "
+            "export the model again."
+        )
     module.load_state_dict(state, assign=assign)
 
 
@@ -100,7 +108,8 @@ def save_checkpoint(
     """Writes the parts (keys of PARTS) in `dtype`; the file appears only when it is complete."""
     tensors = {
         f"{name}.{key}": (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
-        for name, module in parts.items() for key, tensor in module.state_dict().items()
+        for name, module in parts.items()
+        for key, tensor in module.state_dict().items()
     }
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,9 @@ from .types import CATEGORY, HostedLoopy, LoopyAudioType, LoopyModelType, Motion
 def mono(audio: dict | None) -> Tensor:
     """AUDIO of any rate and channels -> (samples,) at 16 kHz."""
     if audio is None or audio["waveform"].shape[-1] == 0:
-        raise ValueError("the audio is empty; connect a recording with sound (a video without a sound track has none).")
+        raise ValueError(
+            "the audio is empty; connect a recording with sound (a video without a sound track has none)."
+        )
     waveform = audio["waveform"][0].float().mean(0)
     return torchaudio.functional.resample(waveform, audio["sample_rate"], SAMPLE_RATE)
 
@@ -27,15 +29,24 @@ class LoopyAudioEncode(io.ComfyNode):
             display_name="Loopy Audio Encode (wav2vec)",
             category=CATEGORY,
             description="Turns a voice into what the model hears: the hidden states of wav2vec, one set per video frame; "
-                        "each frame then hears itself, two frames before and two after. Any rate, mono or stereo, any "
-                        "length. Music in the background weakens lip sync: separate the voice first.",
+            "each frame then hears itself, two frames before and two after. Any rate, mono or stereo, any "
+            "length. Music in the background weakens lip sync: separate the voice first.",
             inputs=[
-                LoopyModelType.Input("loopy_model", tooltip="Says how many frames per second and which layers are needed."),
-                io.AudioEncoder.Input("audio_encoder", tooltip="From Load Loopy Model, or Load Audio Encoder with the "
-                                                               "wav2vec that the model was trained with."),
+                LoopyModelType.Input(
+                    "loopy_model", tooltip="Says how many frames per second and which layers are needed."
+                ),
+                io.AudioEncoder.Input(
+                    "audio_encoder",
+                    tooltip="From Load Loopy Model, or Load Audio Encoder with the "
+                    "wav2vec that the model was trained with.",
+                ),
                 io.Audio.Input("audio", tooltip="The voice. The video gets round(duration x 25) frames."),
             ],
-            outputs=[LoopyAudioType.Output(display_name="loopy_audio", tooltip="Speech features for the whole recording.")],
+            outputs=[
+                LoopyAudioType.Output(
+                    display_name="loopy_audio", tooltip="Speech features for the whole recording."
+                )
+            ],
         )
 
     @classmethod
@@ -55,8 +66,10 @@ class LoopyAudioEncode(io.ComfyNode):
 def _check_fits(speech: Speech, wanted: AudioConfig, file: str) -> None:
     layers, width = speech.features.shape[1:]
     if width != wanted.width or layers < wanted.layers:
-        raise ValueError(f"the audio encoder gives {layers} layers of {width} channels, {file} needs "
-                         f"{wanted.layers} of {wanted.width}; connect the encoder that the model was trained with.")
+        raise ValueError(
+            f"the audio encoder gives {layers} layers of {width} channels, {file} needs "
+            f"{wanted.layers} of {wanted.width}; connect the encoder that the model was trained with."
+        )
 
 
 class LoopyAudioToLatents(io.ComfyNode):
@@ -67,23 +80,41 @@ class LoopyAudioToLatents(io.ComfyNode):
             display_name="Loopy Audio-to-Latents",
             category=CATEGORY,
             description="Makes the motion latents that steer the whole picture through the timestep embedding. From the "
-                        "audio (as in the paper), or from a wanted amount of head movement or expression. Optional: "
-                        "without this node the sampler uses the audio.",
+            "audio (as in the paper), or from a wanted amount of head movement or expression. Optional: "
+            "without this node the sampler uses the audio.",
             inputs=[
-                LoopyModelType.Input("loopy_model", tooltip="The model whose audio-to-latents module is used."),
+                LoopyModelType.Input(
+                    "loopy_model", tooltip="The model whose audio-to-latents module is used."
+                ),
                 LoopyAudioType.Input("loopy_audio", tooltip="From Loopy Audio Encode."),
-                io.Combo.Input("source", options=list(SOURCES), default="audio",
-                               tooltip="What the motion latents are made from. audio follows the voice; the other two "
-                                       "take the level below."),
-                io.Float.Input("level", default=0.5, min=0.0, max=1.5, step=0.05,
-                               tooltip="Amount of head movement or expression: 0 calm, 1 lively as the liveliest training "
-                                       "clips. Not used when the source is audio."),
+                io.Combo.Input(
+                    "source",
+                    options=list(SOURCES),
+                    default="audio",
+                    tooltip="What the motion latents are made from. audio follows the voice; the other two "
+                    "take the level below.",
+                ),
+                io.Float.Input(
+                    "level",
+                    default=0.5,
+                    min=0.0,
+                    max=1.5,
+                    step=0.05,
+                    tooltip="Amount of head movement or expression: 0 calm, 1 lively as the liveliest training "
+                    "clips. Not used when the source is audio.",
+                ),
             ],
-            outputs=[MotionLatentsType.Output(display_name="motion_latents", tooltip="One motion latent per frame.")],
+            outputs=[
+                MotionLatentsType.Output(
+                    display_name="motion_latents", tooltip="One motion latent per frame."
+                )
+            ],
         )
 
     @classmethod
-    def execute(cls, loopy_model: HostedLoopy, loopy_audio: Speech, source: str, level: float) -> io.NodeOutput:
+    def execute(
+        cls, loopy_model: HostedLoopy, loopy_audio: Speech, source: str, level: float
+    ) -> io.NodeOutput:
         mm.load_models_gpu([loopy_model.patcher])
         make = _from_audio if source == "audio" else _from_level
         latents = make(loopy_model, loopy_audio, source, level)
@@ -106,5 +137,7 @@ def _from_level(hosted: HostedLoopy, speech: Speech, source: str, level: float) 
     """(frames, T), the same for every frame."""
     audio, module = hosted.config.audio, hosted.patcher.model.audio_to_latents
     low, high = audio.movement_range if source == "head movement" else audio.expression_range
-    score = torch.tensor([low + level * (high - low)], device=hosted.patcher.load_device, dtype=hosted.compute_dtype)
+    score = torch.tensor(
+        [low + level * (high - low)], device=hosted.patcher.load_device, dtype=hosted.compute_dtype
+    )
     return module(module.variance_query(source, score, 1))[0].expand(len(speech), -1)

@@ -28,7 +28,11 @@ MODEL_FOLDER = "loopy"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 STREAMABLE = {
-    nn.Linear: "Linear", nn.Conv1d: "Conv1d", nn.Conv2d: "Conv2d", nn.GroupNorm: "GroupNorm", nn.LayerNorm: "LayerNorm",
+    nn.Linear: "Linear",
+    nn.Conv1d: "Conv1d",
+    nn.Conv2d: "Conv2d",
+    nn.GroupNorm: "GroupNorm",
+    nn.LayerNorm: "LayerNorm",
 }
 
 
@@ -39,8 +43,9 @@ def register_model_folder() -> None:
     folder_paths.folder_names_and_paths[MODEL_FOLDER][1].update({".safetensors", ".sft"})
 
 
-def hosted_loopy(config: LoopyConfig, state: dict[str, Tensor], weight_dtype: str, path: Path,
-                 preview: dict | None) -> HostedLoopy:
+def hosted_loopy(
+    config: LoopyConfig, state: dict[str, Tensor], weight_dtype: str, path: Path, preview: dict | None
+) -> HostedLoopy:
     """Weights -> a model that the host can load, stream and unload."""
     device = mm.get_torch_device()
     count = sum(tensor.numel() for tensor in state.values())
@@ -51,16 +56,22 @@ def hosted_loopy(config: LoopyConfig, state: dict[str, Tensor], weight_dtype: st
         model = Loopy(config)
     load_strictly(model, {k: v.to(dtype) for k, v in state.items()}, path, assign=True)
     patcher = _managed(model, dtype, compute, device)
-    logging.info("%s: %.1f M parameters, weights in %s, computing in %s", path.name, count / 1e6, dtype, compute)
+    logging.info(
+        "%s: %.1f M parameters, weights in %s, computing in %s", path.name, count / 1e6, dtype, compute
+    )
     return HostedLoopy(patcher, config, _latent_format(config, preview), compute, path.name)
 
 
-def _managed(model: nn.Module, dtype: torch.dtype, compute: torch.dtype, device: torch.device) -> comfy.model_patcher.ModelPatcher:
+def _managed(
+    model: nn.Module, dtype: torch.dtype, compute: torch.dtype, device: torch.device
+) -> comfy.model_patcher.ModelPatcher:
     model.eval().requires_grad_(False)
     use_host_layers(model, comfy.ops.pick_operations(dtype, compute))
     mm.archive_model_dtypes(model)
     # CoreModelPatcher is looked up at call time: the host replaces it when dynamic VRAM starts.
-    return comfy.model_patcher.CoreModelPatcher(model, load_device=device, offload_device=mm.unet_offload_device())
+    return comfy.model_patcher.CoreModelPatcher(
+        model, load_device=device, offload_device=mm.unet_offload_device()
+    )
 
 
 def use_host_layers(model: nn.Module, operations: type) -> None:
@@ -91,7 +102,9 @@ def autoencoder_vae(config: AutoencoderConfig, state: dict[str, Tensor], path: P
     model = Autoencoder(config)
     load_strictly(model, {k: v.float() for k, v in state.items()}, path)
     vae.first_stage_model = model.eval().requires_grad_(False)
-    vae.patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=vae.device, offload_device=mm.vae_offload_device())
+    vae.patcher = comfy.model_patcher.CoreModelPatcher(
+        model, load_device=vae.device, offload_device=mm.vae_offload_device()
+    )
     vae.latent_channels = config.latent_channels
     vae.downscale_ratio = vae.upscale_ratio = config.patch
     # widest layer: `width` channels at latent resolution, a handful of copies alive; plus the pixels
@@ -110,7 +123,8 @@ class HostedSpeechEncoder:
         self.model = model.eval().requires_grad_(False)
         self.load_device = mm.text_encoder_device()
         self.patcher = comfy.model_patcher.CoreModelPatcher(
-            self.model, load_device=self.load_device, offload_device=mm.text_encoder_offload_device())
+            self.model, load_device=self.load_device, offload_device=mm.text_encoder_offload_device()
+        )
 
     def encode_audio(self, audio: Tensor, sample_rate: int) -> dict:
         """(B, channels, samples) -> all hidden states, as the stock encoders return them."""
@@ -118,4 +132,8 @@ class HostedSpeechEncoder:
         audio = torchaudio.functional.resample(audio, sample_rate, SAMPLE_RATE)
         hidden = self.model(audio.mean(1).to(self.load_device))  # (B, L, T, D)
         layers = tuple(hidden.unbind(1))
-        return {"encoded_audio": layers[-1], "encoded_audio_all_layers": layers, "audio_samples": audio.shape[2]}
+        return {
+            "encoded_audio": layers[-1],
+            "encoded_audio_all_layers": layers,
+            "audio_samples": audio.shape[2],
+        }

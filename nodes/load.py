@@ -8,7 +8,14 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..loopy_model.autoencoder import AutoencoderConfig
 from ..loopy_model.weights import read_header, split_parts
-from .host import DTYPES, MODEL_FOLDER, HostedSpeechEncoder, autoencoder_vae, hosted_loopy, register_model_folder
+from .host import (
+    DTYPES,
+    MODEL_FOLDER,
+    HostedSpeechEncoder,
+    autoencoder_vae,
+    hosted_loopy,
+    register_model_folder,
+)
 from .types import CATEGORY, LoopyModelType
 
 register_model_folder()
@@ -22,20 +29,32 @@ class LoopyLoadModel(io.ComfyNode):
             display_name="Load Loopy Model",
             category=CATEGORY,
             description="Loads a Loopy checkpoint from models/loopy. One file can carry the model, its audio encoder "
-                        "and its VAE. loopy-puppet.safetensors comes with the pack: a small model trained on drawn "
-                        "faces, to see everything work without a download.",
+            "and its VAE. loopy-puppet.safetensors comes with the pack: a small model trained on drawn "
+            "faces, to see everything work without a download.",
             search_aliases=["talking head", "lip sync", "portrait animation"],
             inputs=[
-                io.Combo.Input("model_name", options=folder_paths.get_filename_list(MODEL_FOLDER),
-                               tooltip="A .safetensors file in models/loopy, or the bundled loopy-puppet.safetensors."),
-                io.Combo.Input("weight_dtype", options=["default", *DTYPES], default="default", advanced=True,
-                               tooltip="Precision of the weights. default lets ComfyUI choose for your device."),
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list(MODEL_FOLDER),
+                    tooltip="A .safetensors file in models/loopy, or the bundled loopy-puppet.safetensors.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=["default", *DTYPES],
+                    default="default",
+                    advanced=True,
+                    tooltip="Precision of the weights. default lets ComfyUI choose for your device.",
+                ),
             ],
             outputs=[
                 LoopyModelType.Output(display_name="loopy_model", tooltip="The model, for all Loopy nodes."),
-                io.AudioEncoder.Output(display_name="audio_encoder",
-                                       tooltip="The wav2vec encoder in the file; if it has none, use Load Audio Encoder."),
-                io.Vae.Output(display_name="vae", tooltip="The VAE in the file; if it has none, use Load VAE."),
+                io.AudioEncoder.Output(
+                    display_name="audio_encoder",
+                    tooltip="The wav2vec encoder in the file; if it has none, use Load Audio Encoder.",
+                ),
+                io.Vae.Output(
+                    display_name="vae", tooltip="The VAE in the file; if it has none, use Load VAE."
+                ),
             ],
         )
 
@@ -54,9 +73,15 @@ class LoopyLoadModel(io.ComfyNode):
         preview = pictures and pictures.get("preview")
         model = hosted_loopy(header.config, tensors.get("loopy", {}), weight_dtype, path, preview)
         encoder = speech and HostedSpeechEncoder(speech, tensors["speech_encoder"], path)
-        vae = pictures and autoencoder_vae(AutoencoderConfig(**pictures["sizes"]), tensors["autoencoder"], path)
+        vae = pictures and autoencoder_vae(
+            AutoencoderConfig(**pictures["sizes"]), tensors["autoencoder"], path
+        )
         return io.NodeOutput(
             model,
-            encoder or ExecutionBlocker(f"{model_name} carries no audio encoder; connect Load Audio Encoder instead."),
-            vae or ExecutionBlocker(f"{model_name} carries no VAE; connect Load VAE with an SD1.5 VAE instead."),
+            encoder
+            or ExecutionBlocker(
+                f"{model_name} carries no audio encoder; connect Load Audio Encoder instead."
+            ),
+            vae
+            or ExecutionBlocker(f"{model_name} carries no VAE; connect Load VAE with an SD1.5 VAE instead."),
         )

@@ -13,24 +13,46 @@ class LoopyMotionFrames(io.ComfyNode):
             display_name="Loopy Temporal Segment Motion Frames",
             category=CATEGORY,
             description="The temporal segment module: how far a clip looks back, and how. Five segments of 4, 8, 16, 32 and "
-                        "64 past frames give four motion frames each. Connect earlier latents to continue a video. "
-                        "Optional: without this node the sampler uses the paper's setting.",
+            "64 past frames give four motion frames each. Connect earlier latents to continue a video. "
+            "Optional: without this node the sampler uses the paper's setting.",
             inputs=[
-                io.Combo.Input("sampling", options=list(SAMPLINGS), default="uniform",
-                               tooltip="Which frames stand for a segment: evenly spaced (paper), means, or random ones."),
-                io.Int.Input("stride", default=4, min=1, max=32,
-                             tooltip="Motion frames per segment (s). stride x segments must be what the model was trained "
-                                     "with: 20."),
-                io.Int.Input("ratio", default=2, min=1, max=4, tooltip="How much longer each segment is than the one after it (r)."),
+                io.Combo.Input(
+                    "sampling",
+                    options=list(SAMPLINGS),
+                    default="uniform",
+                    tooltip="Which frames stand for a segment: evenly spaced (paper), means, or random ones.",
+                ),
+                io.Int.Input(
+                    "stride",
+                    default=4,
+                    min=1,
+                    max=32,
+                    tooltip="Motion frames per segment (s). stride x segments must be what the model was trained "
+                    "with: 20.",
+                ),
+                io.Int.Input(
+                    "ratio",
+                    default=2,
+                    min=1,
+                    max=4,
+                    tooltip="How much longer each segment is than the one after it (r).",
+                ),
                 io.Int.Input("segments", default=5, min=1, max=32, tooltip="Number of segments."),
-                io.Latent.Input("past_latents", optional=True,
-                                tooltip="Latents of the frames before this video, from an earlier Loopy Sampler; the new "
-                                        "frames continue their movement."),
+                io.Latent.Input(
+                    "past_latents",
+                    optional=True,
+                    tooltip="Latents of the frames before this video, from an earlier Loopy Sampler; the new "
+                    "frames continue their movement.",
+                ),
             ],
             outputs=[MotionFramesType.Output(display_name="motion_frames", tooltip="For Loopy Sampler.")],
         )
 
     @classmethod
-    def execute(cls, sampling: str, stride: int, ratio: int, segments: int, past_latents: dict | None = None) -> io.NodeOutput:
+    def execute(
+        cls, sampling: str, stride: int, ratio: int, segments: int, past_latents: dict | None = None
+    ) -> io.NodeOutput:
         module = TemporalSegments(ClipGeometry(stride=stride, ratio=ratio, segments=segments), sampling)
-        return io.NodeOutput(MotionFrameSettings(module, None if past_latents is None else past_latents["samples"]))
+        return io.NodeOutput(
+            MotionFrameSettings(module, None if past_latents is None else past_latents["samples"])
+        )

@@ -10,7 +10,13 @@ from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
 from ..loopy_model.sampling import Guidance, Request, activation_bytes, generate
 from .types import (
-    CATEGORY, HostedLoopy, LoopyAudioType, LoopyModelType, MotionFrameSettings, MotionFramesType, MotionLatentsType,
+    CATEGORY,
+    HostedLoopy,
+    LoopyAudioType,
+    LoopyModelType,
+    MotionFrameSettings,
+    MotionFramesType,
+    MotionLatentsType,
 )
 
 
@@ -22,37 +28,94 @@ class LoopySampler(io.ComfyNode):
             display_name="Loopy Sampler",
             category=CATEGORY,
             description="Generates the talking portrait, clip after clip of 12 frames at 25 fps, with DDIM and separate "
-                        "guidance for voice and portrait. The latents go to VAE Decode.",
+            "guidance for voice and portrait. The latents go to VAE Decode.",
             search_aliases=["talking head", "lip sync", "audio driven", "portrait animation"],
             inputs=[
                 LoopyModelType.Input("loopy_model", tooltip="From Load Loopy Model."),
                 io.Vae.Input("vae", tooltip="Encodes the portrait; the VAE that the model was trained with."),
-                io.Image.Input("portrait", tooltip="One face, looking at the camera. The centred square of the picture is used; "
-                                                   "of a batch, the first image."),
+                io.Image.Input(
+                    "portrait",
+                    tooltip="One face, looking at the camera. The centred square of the picture is used; "
+                    "of a batch, the first image.",
+                ),
                 LoopyAudioType.Input("loopy_audio", tooltip="From Loopy Audio Encode."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="The same seed gives the same video."),
-                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="DDIM steps per clip; the paper uses 25."),
-                io.Float.Input("audio_ratio", default=5.0, min=0.0, max=30.0, step=0.1,
-                               tooltip="How strongly the voice drives the face (paper: 5). Lower it when the mouth overacts."),
-                io.Float.Input("ref_ratio", default=3.0, min=0.0, max=30.0, step=0.1,
-                               tooltip="How strongly the result keeps to the portrait (paper: 3)."),
-                io.Int.Input("start_frame", default=0, min=0, max=1_000_000, advanced=True,
-                             tooltip="First frame of the voice to generate; with past latents, to resume a long video."),
-                io.Int.Input("frames", default=0, min=0, max=1_000_000, advanced=True,
-                             tooltip="How many frames to generate; 0 means to the end of the voice."),
-                MotionLatentsType.Input("motion_latents", optional=True, tooltip="From Loopy Audio-to-Latents; without it, "
-                                                                                 "made from the voice."),
-                MotionFramesType.Input("motion_frames", optional=True, tooltip="From Loopy Temporal Segment Motion Frames; "
-                                                                               "without it, the model's own setting."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The same seed gives the same video.",
+                ),
+                io.Int.Input(
+                    "steps", default=25, min=1, max=1000, tooltip="DDIM steps per clip; the paper uses 25."
+                ),
+                io.Float.Input(
+                    "audio_ratio",
+                    default=5.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How strongly the voice drives the face (paper: 5). Lower it when the mouth overacts.",
+                ),
+                io.Float.Input(
+                    "ref_ratio",
+                    default=3.0,
+                    min=0.0,
+                    max=30.0,
+                    step=0.1,
+                    tooltip="How strongly the result keeps to the portrait (paper: 3).",
+                ),
+                io.Int.Input(
+                    "start_frame",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    advanced=True,
+                    tooltip="First frame of the voice to generate; with past latents, to resume a long video.",
+                ),
+                io.Int.Input(
+                    "frames",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    advanced=True,
+                    tooltip="How many frames to generate; 0 means to the end of the voice.",
+                ),
+                MotionLatentsType.Input(
+                    "motion_latents",
+                    optional=True,
+                    tooltip="From Loopy Audio-to-Latents; without it, made from the voice.",
+                ),
+                MotionFramesType.Input(
+                    "motion_frames",
+                    optional=True,
+                    tooltip="From Loopy Temporal Segment Motion Frames; without it, the model's own setting.",
+                ),
             ],
-            outputs=[io.Latent.Output(display_name="latents", tooltip="One latent per video frame, for VAE Decode.")],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latents", tooltip="One latent per video frame, for VAE Decode."
+                )
+            ],
         )
 
     @classmethod
-    def execute(cls, loopy_model: HostedLoopy, vae, portrait: Tensor, loopy_audio: Speech, seed: int, steps: int,
-                audio_ratio: float, ref_ratio: float, start_frame: int, frames: int,
-                motion_latents: Tensor | None = None, motion_frames: MotionFrameSettings | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        loopy_model: HostedLoopy,
+        vae,
+        portrait: Tensor,
+        loopy_audio: Speech,
+        seed: int,
+        steps: int,
+        audio_ratio: float,
+        ref_ratio: float,
+        start_frame: int,
+        frames: int,
+        motion_latents: Tensor | None = None,
+        motion_frames: MotionFrameSettings | None = None,
+    ) -> io.NodeOutput:
         settings = motion_frames or MotionFrameSettings(TemporalSegments(loopy_model.config.clip), None)
         _check(loopy_model, loopy_audio, settings, start_frame, motion_latents)
         request = Request(
@@ -80,8 +143,11 @@ def _run(hosted: HostedLoopy, request: Request) -> Tensor:
     for step in generate(hosted.patcher.model, request, mm.throw_exception_if_processing_interrupted):
         bar = bar or comfy.utils.ProgressBar(step.total)
         x0 = hosted.latent_format.process_in(step.x0)
-        bar.update_absolute(step.index, step.total,
-                            previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None)
+        bar.update_absolute(
+            step.index,
+            step.total,
+            previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None,
+        )
         if step.finished is not None:
             clips.append(step.finished.to(mm.intermediate_device()))
     return torch.cat(clips)
@@ -92,25 +158,46 @@ def _encode(hosted: HostedLoopy, vae, portrait: Tensor) -> Tensor:
     latents = vae.encode(square_portrait(portrait[0], hosted.config.image_size)[None])
     wanted = hosted.config.unet.latent_channels
     if latents.ndim != 4 or latents.shape[1] != wanted:
-        raise ValueError(f"the VAE makes latents of {latents.shape[1]} channels, {hosted.file} needs {wanted}; "
-                         "connect the VAE that the model was trained with (often the vae output of Load Loopy Model).")
+        raise ValueError(
+            f"the VAE makes latents of {latents.shape[1]} channels, {hosted.file} needs {wanted}; "
+            "connect the VAE that the model was trained with (often the vae output of Load Loopy Model)."
+        )
     return latents.to(hosted.patcher.load_device, torch.float32)
 
 
-def _check(hosted: HostedLoopy, speech: Speech, settings: MotionFrameSettings, start: int, motion_latents: Tensor | None) -> None:
+def _check(
+    hosted: HostedLoopy,
+    speech: Speech,
+    settings: MotionFrameSettings,
+    start: int,
+    motion_latents: Tensor | None,
+) -> None:
     """One sentence for each thing that does not fit together."""
     clip, unet, given = hosted.config.clip, hosted.config.unet, settings.segments.clip
     if given.motion_frames != clip.motion_frames:
-        raise ValueError(f"stride {given.stride} x segments {given.segments} makes {given.motion_frames} motion frames, "
-                         f"{hosted.file} was trained with {clip.motion_frames}; set stride x segments to that.")
+        raise ValueError(
+            f"stride {given.stride} x segments {given.segments} makes {given.motion_frames} motion frames, "
+            f"{hosted.file} was trained with {clip.motion_frames}; set stride x segments to that."
+        )
     if start >= len(speech):
-        raise ValueError(f"start_frame is {start}, but the voice has {len(speech)} frames; choose a smaller start_frame.")
+        raise ValueError(
+            f"start_frame is {start}, but the voice has {len(speech)} frames; choose a smaller start_frame."
+        )
     if settings.past is not None and settings.past.shape[1] != unet.latent_channels:
-        raise ValueError(f"past_latents have {settings.past.shape[1]} channels, {hosted.file} needs {unet.latent_channels}; "
-                         "use latents from a Loopy Sampler with the same model.")
+        raise ValueError(
+            f"past_latents have {settings.past.shape[1]} channels, {hosted.file} needs {unet.latent_channels}; "
+            "use latents from a Loopy Sampler with the same model."
+        )
     if speech.features.shape[2] != hosted.config.audio.width or speech.fps != clip.fps:
-        raise ValueError(f"loopy_audio was made for another model than {hosted.file}; "
-                         "run Loopy Audio Encode with this model.")
-    if motion_latents is not None and (len(motion_latents), motion_latents.shape[1]) != (len(speech), unet.time_channels):
-        raise ValueError("motion_latents were made from another voice or with another model; "
-                         "connect the same loopy_audio and loopy_model to Loopy Audio-to-Latents.")
+        raise ValueError(
+            f"loopy_audio was made for another model than {hosted.file}; "
+            "run Loopy Audio Encode with this model."
+        )
+    if motion_latents is not None and (len(motion_latents), motion_latents.shape[1]) != (
+        len(speech),
+        unet.time_channels,
+    ):
+        raise ValueError(
+            "motion_latents were made from another voice or with another model; "
+            "connect the same loopy_audio and loopy_model to Loopy Audio-to-Latents."
+        )

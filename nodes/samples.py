@@ -13,13 +13,17 @@ from .types import CATEGORY
 
 
 def _names(folder: str) -> list[str]:
-    return sorted(path.name for path in (ASSETS / folder).iterdir() if path.suffix in {".png", ".flac", ".wav"})
+    return sorted(
+        path.name for path in (ASSETS / folder).iterdir() if path.suffix in {".png", ".flac", ".wav"}
+    )
 
 
 def _file(folder: str, name: str) -> Path:
     """Only a name from the list is opened, whatever the prompt says."""
     if name not in _names(folder):
-        raise ValueError(f"{name} is not among the bundled {folder}; choose one of {', '.join(_names(folder))}.")
+        raise ValueError(
+            f"{name} is not among the bundled {folder}; choose one of {', '.join(_names(folder))}."
+        )
     return ASSETS / folder / name
 
 
@@ -31,7 +35,7 @@ class LoopySamplePortrait(io.ComfyNode):
             display_name="Loopy Sample Portrait",
             category=CATEGORY,
             description="A drawn portrait that comes with the pack; the bundled puppet model animates faces like it. "
-                        "Use Load Image for your own pictures with a full-size model.",
+            "Use Load Image for your own pictures with a full-size model.",
             inputs=[io.Combo.Input("portrait", options=_names("portraits"), tooltip="Which drawn portrait.")],
             outputs=[io.Image.Output(display_name="portrait", tooltip="The portrait, 512x512.")],
         )

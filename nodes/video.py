@@ -19,23 +19,41 @@ class LoopyVideoCombine(io.ComfyNode):
             display_name="Loopy Video Combine",
             category=CATEGORY,
             description="Writes the images and the voice into one mp4 (H.264, AAC) in the output folder and shows it here. "
-                        "The workflow is stored in the file: drop the mp4 on ComfyUI to get it back.",
+            "The workflow is stored in the file: drop the mp4 on ComfyUI to get it back.",
             is_output_node=True,
             search_aliases=["save video", "mp4"],
             inputs=[
-                io.Image.Input("images", tooltip="The frames. Alpha is dropped; an odd width or height grows by one pixel."),
-                io.Float.Input("fps", default=25.0, min=1.0, max=120.0, step=0.001,
-                               tooltip="Frames per second. Loopy generates 25; change it only after frame interpolation."),
-                io.String.Input("filename_prefix", default="loopy/talking",
-                                tooltip="Name below the output folder; folders are made, a number is added."),
-                io.Audio.Input("audio", optional=True, tooltip="The voice; cut where the images end. Without it the video is silent."),
+                io.Image.Input(
+                    "images",
+                    tooltip="The frames. Alpha is dropped; an odd width or height grows by one pixel.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=25.0,
+                    min=1.0,
+                    max=120.0,
+                    step=0.001,
+                    tooltip="Frames per second. Loopy generates 25; change it only after frame interpolation.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loopy/talking",
+                    tooltip="Name below the output folder; folders are made, a number is added.",
+                ),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="The voice; cut where the images end. Without it the video is silent.",
+                ),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The written file, for video nodes.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, images: Tensor, fps: float, filename_prefix: str, audio: dict | None = None) -> io.NodeOutput:
+    def execute(
+        cls, images: Tensor, fps: float, filename_prefix: str, audio: dict | None = None
+    ) -> io.NodeOutput:
         path, subfolder = _free_path(filename_prefix, images.shape[2], images.shape[1])
         waveform, rate = (None, 0) if audio is None else (audio["waveform"][0], audio["sample_rate"])
         write_video(path, images, Fraction(round(fps * 1000), 1000), waveform, rate, _metadata(cls.hidden))
@@ -47,7 +65,9 @@ def _free_path(prefix: str, width: int, height: int) -> tuple[Path, str]:
     """The next free name below the output folder; the host refuses any other place."""
     root = Path(folder_paths.get_output_directory()).resolve()
     if root not in (root / prefix).resolve().parents:
-        raise ValueError(f"filename_prefix {prefix!r} leads out of the output folder; use a plain name or subfolder/name.")
+        raise ValueError(
+            f"filename_prefix {prefix!r} leads out of the output folder; use a plain name or subfolder/name."
+        )
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root), width, height)
     return Path(folder) / f"{name}_{counter:05}_.mp4", subfolder
 

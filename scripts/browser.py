@@ -97,11 +97,16 @@ class Frontend:
         """What the frontend would save."""
         return self.page.evaluate("() => app.graph.serialize()")
 
-    def run(self, timeout: float = 600) -> None:
-        """Press Run and wait until the queue is empty."""
+    def run(self) -> None:
+        """Press Run and wait until the host has nothing more to do."""
         self.page.evaluate("() => app.queuePrompt(0, 1)")
-        idle = "async () => (await (await fetch('/api/prompt')).json()).exec_info.queue_remaining == 0"
-        self.page.wait_for_function(idle, timeout=timeout * 1000, polling=500)
+        while self.jobs():
+            self.page.wait_for_timeout(500)
+
+    def jobs(self) -> int:
+        """Runs that wait or go on."""
+        script = "async () => (await (await fetch('/api/prompt')).json()).exec_info.queue_remaining"
+        return self.page.evaluate(script)
 
     def screenshot(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +129,9 @@ def open_frontend(base: Path) -> Iterator[Frontend]:
     """The page of the newest host, which keeps its files in `base`."""
     executable = chromium()
     if executable is None:
-        raise SetupError("No Chromium found; install it (apt-get install chromium) or set CHROMIUM.")
+        raise SetupError(
+            "No Chromium found; install it (apt-get install chromium) or set CHROMIUM."
+        )
     host = Host(Path(sys.executable), get_host(NEWEST), base / "comfyui.log", make_base(base))
     with host, open_browser(executable) as page:
         frontend = Frontend(page, host.url)

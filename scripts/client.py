@@ -15,13 +15,14 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 Prompt = dict[str, dict[str, Any]]  # API format: node id -> class_type and inputs
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
 SILENCE_SECONDS = 600  # longest wait for a sign of life while a graph runs
 TEXT, BINARY, CLOSE = 1, 2, 8  # WebSocket opcodes, RFC 6455
+LOCAL = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot see this host
 
 
 class PromptError(RuntimeError):
@@ -94,9 +95,11 @@ class Client:
     def request(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """GET, or POST when there is a body; the answer's JSON."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:
+            with LOCAL.open(request, timeout=60) as response:
                 answer = response.read()
         except urllib.error.HTTPError as error:
             raise PromptError(refusal(error.read(), f"{path}: {error}")) from None
@@ -127,7 +130,7 @@ class Client:
         self.request("/interrupt", {})
 
     def outputs(self, prompt_id: str) -> dict[str, Any]:
-        """The outputs in the history, which the host writes shortly after the run's last message."""
+        """The outputs in the history, which the host writes a moment after its last message."""
         for _ in range(100):
             if entry := self.request(f"/history/{prompt_id}").get(prompt_id):
                 return entry["outputs"]
@@ -178,8 +181,8 @@ def upgrade_request(netloc: str, path: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-def frames(stream: Any) -> Iterator[tuple[int, bytes]]:
-    while head := stream.read(2):
+def frames(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    while head := first_bytes(stream):
         opcode, size = head[0] & 0x0F, head[1] & 0x7F
         if size >= 126:  # the true size follows, in 2 or 8 bytes
             size = int.from_bytes(stream.read(2 if size == 126 else 8), "big")
@@ -188,3 +191,11 @@ def frames(stream: Any) -> Iterator[tuple[int, bytes]]:
             return
         if opcode in (TEXT, BINARY):
             yield opcode, payload
+
+
+def first_bytes(stream: BinaryIO) -> bytes:
+    try:
+        return stream.read(2)
+    except TimeoutError:
+        minutes = SILENCE_SECONDS // 60
+        raise PromptError(f"ComfyUI was silent for {minutes} minutes; see its log.") from None

@@ -17,6 +17,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,8 @@ def main() -> None:
     options, arguments = build_parser().parse_known_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us ends ComfyUI too
     try:
-        open_in_browser(arguments) if options.open else make_video(arguments)
+        show = open_in_browser if options.open else make_video
+        show(arguments)
     except (SetupError, HostError, PromptError, Interrupted) as error:
         sys.exit(f"\n{error}")
     except KeyboardInterrupt:
@@ -70,7 +72,9 @@ def open_in_browser(arguments: Sequence[str]) -> None:
         url = f"{host.url}/?template={WORKFLOW.stem}&source={place.pack}"
         say(f"ComfyUI runs at {url}\nPress Run there. Ctrl-C here stops it.")
         webbrowser.open(url)
-        host.wait()
+        with suppress(KeyboardInterrupt):  # the usual way to end this
+            host.wait()
+    say("\nComfyUI has stopped.")
 
 
 def start_host(place: Place, arguments: Sequence[str], port: int | None = None) -> Host:

@@ -7,12 +7,11 @@ import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from scripts.client import LOCAL
 from scripts.environment import ROOT
 
 PACK = "ComfyUI-Loopy"
@@ -28,8 +27,8 @@ ENVIRONMENT = {
 }
 HAS_ACCELERATOR = """
 import torch
-found = getattr(torch, "accelerator", torch.cuda).is_available() or torch.backends.mps.is_available()
-raise SystemExit(0 if found else 3)
+devices = getattr(torch, "accelerator", torch.cuda)  # "accelerator" came with PyTorch 2.6
+raise SystemExit(not (devices.is_available() or torch.backends.mps.is_available()))
 """
 
 
@@ -113,9 +112,9 @@ class Host:
 
     def answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5) as response:
+            with LOCAL.open(f"{self.url}/system_stats", timeout=5) as response:
                 return response.status == 200
-        except (urllib.error.URLError, OSError):
+        except OSError:  # URLError is one
             return False
 
     def failed_imports(self) -> list[str]:
@@ -160,7 +159,8 @@ def free_port(wished: int = 0) -> int:
 
 def has_accelerator(python: Path) -> bool:
     """Whether that Python's PyTorch can use a GPU; ComfyUI needs to be told when there is none."""
-    return subprocess.run([python, "-c", HAS_ACCELERATOR], stderr=subprocess.DEVNULL).returncode == 0
+    probe = subprocess.run([python, "-c", HAS_ACCELERATOR], stderr=subprocess.DEVNULL)
+    return probe.returncode == 0
 
 
 def make_base(folder: Path) -> Path:

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import av
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.browser import Frontend, open_frontend
 from scripts.environment import ROOT
@@ -22,7 +24,7 @@ WORKFLOWS = ROOT / "workflows"
 IMAGES = ROOT / "docs" / "images"
 RENDERERS = {"classic": False, "nodes_2": True}
 SPEAKING = 1.0  # seconds into the video, where a mouth is open
-GRAPH = {"x": 60, "y": 100, "width": 1340, "height": 640}  # the page without bars and buttons
+GRAPH = {"x": 160, "y": 100, "width": 1380, "height": 720}  # the page without bars
 
 # What the full-size workflow names, so that nothing in its picture is marked as missing.
 PORTRAIT_FILES = {
@@ -40,9 +42,10 @@ def main() -> None:
         add_files(base)
         with open_frontend(base) as frontend:
             frontend.set("Comfy.Minimap.Visible", False)
+            show_portrait(frontend)
             for name, nodes_2 in RENDERERS.items():
                 show_quick_start(frontend, name, nodes_2)
-            show_portrait(frontend)
+        save_frame(next(base.glob("output/**/*.mp4")), WORKFLOWS / "loopy_quick_start.jpg")
 
 
 def add_files(base: Path) -> None:
@@ -62,13 +65,18 @@ def show_quick_start(frontend: Frontend, name: str, nodes_2: bool) -> None:
     video.evaluate("(video, seconds) => { video.pause(); video.currentTime = seconds }", SPEAKING)
     frontend.page.wait_for_timeout(1500)
     frontend.screenshot(IMAGES / f"quick_start_{name}.png")
-    video.screenshot(path=WORKFLOWS / "loopy_quick_start.jpg", type="jpeg", quality=85)
 
 
 def show_portrait(frontend: Frontend) -> None:
     load(frontend, "loopy_portrait")
     path = WORKFLOWS / "loopy_portrait.jpg"
     frontend.page.screenshot(path=path, type="jpeg", quality=85, clip=GRAPH)
+
+
+def save_frame(video: Path, target: Path) -> None:
+    with av.open(str(video)) as file:
+        frame = next(frame for frame in file.decode(video=0) if frame.time >= SPEAKING)
+        frame.to_image().save(target, quality=90)
 
 
 def load(frontend: Frontend, name: str) -> None:

@@ -58,8 +58,8 @@ QUICK_START = Drawing(
     {
         (0, 490, 320, 250): """# Quick start
 
-Press **Run**. After a minute or two the video plays in *Loopy Video Combine* and lies in
-`output/loopy`.
+Press **Run**. After a minute or two the video plays in *Loopy Video Combine* and lies in the
+folder *output/loopy*.
 
 - Choose another portrait or voice on the left.
 - Or your own voice: *Load Audio* in place of *Loopy Sample Voice*.
@@ -75,8 +75,8 @@ PORTRAIT = Drawing(
         1: (0, 0, 320, 130),
         4: (0, 200, 320, 70),
         5: (0, 340, 320, 70),
-        2: (0, 480, 320, 320),
-        3: (0, 880, 320, 140),
+        2: (0, 480, 320, 280),
+        3: (0, 840, 320, 140),
         6: (380, 0, 370, 90),
         7: (380, 170, 370, 120),
         8: (380, 370, 370, 150),
@@ -88,13 +88,13 @@ PORTRAIT = Drawing(
         (810, 480, 320, 360): """# A photograph that talks
 
 **This needs a full-size Loopy model, and none is published:** ByteDance released neither code nor
-weights for Loopy. A model that you or somebody else trained with this pack goes into
-`models/loopy`; choose it in *Load Loopy Model*.
+weights for Loopy. A model that you or somebody else trained with this pack goes into the folder
+*models/loopy*; choose it in *Load Loopy Model*.
 
 Beside it, unless the file carries them:
 
-- `models/audio_encoders`: [wav2vec2-base-960h](https://huggingface.co/facebook/wav2vec2-base-960h)
-- `models/vae`: [sd-vae-ft-mse](https://huggingface.co/stabilityai/sd-vae-ft-mse-original)
+- *models/audio_encoders*: [wav2vec2-base-960h](https://huggingface.co/facebook/wav2vec2-base-960h)
+- *models/vae*: [sd-vae-ft-mse](https://huggingface.co/stabilityai/sd-vae-ft-mse-original)
 
 To see the graph work now, open *loopy_quick_start*.
 """,

@@ -9,7 +9,6 @@ from loopy_model.config import LoopyConfig
 from loopy_model.model import Loopy
 
 
-
 def lively(net: nn.Module, seed: int = 0) -> nn.Module:
     """The net with random weights everywhere, also where a fresh one holds zeros or ones."""
     generator = torch.Generator().manual_seed(seed)

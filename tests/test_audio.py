@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from loopy_model.audio import (
-    CHUNK, OVERLAP, TOKEN_FIELD, TOKEN_HOP, align_to_frames, frame_count, hear,
+    CHUNK,
+    OVERLAP,
+    TOKEN_FIELD,
+    TOKEN_HOP,
+    align_to_frames,
+    frame_count,
+    hear,
 )
 from loopy_model.config import SAMPLE_RATE
 
@@ -34,9 +40,19 @@ def test_video_and_sound_differ_by_at_most_half_a_frame() -> None:
         assert abs(video - sound) <= Fraction(1, 2 * fps)
 
 
-@pytest.mark.parametrize("samples, frames", [
-    (0, 0), (1, 0), (319, 0), (320, 1), (640, 1), (959, 1), (960, 2), (16_000, 25),
-])
+@pytest.mark.parametrize(
+    "samples, frames",
+    [
+        (0, 0),
+        (1, 0),
+        (319, 0),
+        (320, 1),
+        (640, 1),
+        (959, 1),
+        (960, 2),
+        (16_000, 25),
+    ],
+)
 def test_half_a_frame_counts_as_one(samples: int, frames: int) -> None:
     assert frame_count(samples, SAMPLE_RATE, 25) == frames
 
@@ -73,8 +89,20 @@ def local(waveform: Tensor) -> Tensor:
     return torch.stack([pieces.mean(1), pieces.square().mean(1)])[..., None]
 
 
-LENGTHS = [CHUNK, CHUNK + 1, CHUNK + 79, CHUNK + 80, CHUNK + 399, CHUNK + 400, CHUNK + 12_345,
-           2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + 5, 2 * CHUNK + OVERLAP, 3 * CHUNK + 777]
+LENGTHS = [
+    CHUNK,
+    CHUNK + 1,
+    CHUNK + 79,
+    CHUNK + 80,
+    CHUNK + 399,
+    CHUNK + 400,
+    CHUNK + 12_345,
+    2 * CHUNK - 1,
+    2 * CHUNK,
+    2 * CHUNK + 5,
+    2 * CHUNK + OVERLAP,
+    3 * CHUNK + 777,
+]
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -100,19 +128,29 @@ def test_no_piece_is_longer_than_a_minute_with_its_context() -> None:
 
 def test_context_reaches_over_the_border_of_a_piece() -> None:
     """An encoder that hears 2 s around each token gives the same features in pieces."""
+
     def wide(waveform: Tensor) -> Tensor:
         tokens = local(waveform)[:1]
         return torch.nn.functional.avg_pool1d(
-            tokens.transpose(1, 2), 101, 1, 50, count_include_pad=False).transpose(1, 2)
+            tokens.transpose(1, 2), 101, 1, 50, count_include_pad=False
+        ).transpose(1, 2)
 
     waveform = torch.randn(2 * CHUNK + 999, generator=torch.Generator().manual_seed(0))
     whole = align_to_frames(wide(waveform).float(), frame_count(len(waveform), SAMPLE_RATE, 25), 25)
     assert torch.allclose(hear(waveform, wide, 25).features, whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("samples, frames", [
-    (0, 0), (1, 0), (320, 1), (399, 1), (400, 1), (1000, 2),
-])
+@pytest.mark.parametrize(
+    "samples, frames",
+    [
+        (0, 0),
+        (1, 0),
+        (320, 1),
+        (399, 1),
+        (400, 1),
+        (1000, 2),
+    ],
+)
 def test_short_recordings_are_padded_with_silence(samples: int, frames: int) -> None:
     speech = hear(torch.ones(samples), local, 25)
     assert speech.features.shape == (frames, 2, 1)

@@ -51,8 +51,7 @@ def test_every_frame_has_one_query_of_its_own_window(
 
 def test_a_variance_gives_one_query_repeated_over_the_clip(module: AudioToLatents) -> None:
     score = torch.tensor([-1.5, 0.25])
-    for source, layer in (("head movement", module.query_movement),
-                          ("expression", module.query_expression)):
+    for source, layer in (("head movement", module.query_movement), ("expression", module.query_expression)):
         query = module.variance_query(source, score, frames=4)
         assert query.shape == (2, 4, AUDIO.latent_width)
         expected = score[:, None] * layer.weight[:, 0] + layer.bias
@@ -70,9 +69,16 @@ def test_the_papers_sizes() -> None:
     assert module.embeddings.shape == (128, 256)
     assert module.to_time.out_features == 1280
     assert module.query_audio.in_features == 5 * 12 * 768
-    assert {layer.out_features for layer in (
-        module.query_audio, module.query_movement, module.query_expression,
-        module.to_k, module.to_v)} == {256}
+    assert {
+        layer.out_features
+        for layer in (
+            module.query_audio,
+            module.query_movement,
+            module.query_expression,
+            module.to_k,
+            module.to_v,
+        )
+    } == {256}
 
 
 def test_the_projection_makes_normed_tokens_of_each_frame_alone(generator: torch.Generator) -> None:

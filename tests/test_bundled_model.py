@@ -7,7 +7,14 @@ import torch
 
 from loopy_model.config import PUPPET
 from loopy_model.evaluate.lip_sync import (
-    Video, correlation, held_out, identity_error, load_meter, measure, report, videos,
+    Video,
+    correlation,
+    held_out,
+    identity_error,
+    load_meter,
+    measure,
+    report,
+    videos,
 )
 from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.puppet.motion import MOTION

@@ -17,24 +17,40 @@ PREDICTIONS, SPACINGS = ("epsilon", "v_prediction"), ("leading", "trailing", "li
 def theirs(config: DiffusionConfig):  # noqa: ANN201
     diffusers = pytest.importorskip("diffusers")
     return diffusers.DDIMScheduler(
-        num_train_timesteps=config.train_steps, beta_start=config.beta_start,
-        beta_end=config.beta_end, beta_schedule=config.beta_schedule,
-        prediction_type=config.prediction, rescale_betas_zero_snr=config.zero_terminal_snr,
-        timestep_spacing=config.spacing, steps_offset=config.steps_offset,
-        set_alpha_to_one=config.final_alpha_one, clip_sample=False,
+        num_train_timesteps=config.train_steps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        beta_schedule=config.beta_schedule,
+        prediction_type=config.prediction,
+        rescale_betas_zero_snr=config.zero_terminal_snr,
+        timestep_spacing=config.spacing,
+        steps_offset=config.steps_offset,
+        set_alpha_to_one=config.final_alpha_one,
+        clip_sample=False,
     )
 
 
 def every_config() -> list[DiffusionConfig]:
     configs = [
-        DiffusionConfig(beta_schedule=betas, prediction=prediction, zero_terminal_snr=zero,
-                        spacing=spacing, final_alpha_one=one)
-        for betas in ("scaled_linear", "linear") for prediction in PREDICTIONS
-        for zero in (False, True) for spacing in SPACINGS for one in (False, True)
+        DiffusionConfig(
+            beta_schedule=betas,
+            prediction=prediction,
+            zero_terminal_snr=zero,
+            spacing=spacing,
+            final_alpha_one=one,
+        )
+        for betas in ("scaled_linear", "linear")
+        for prediction in PREDICTIONS
+        for zero in (False, True)
+        for spacing in SPACINGS
+        for one in (False, True)
     ]
     # Noise alone says nothing about the picture: epsilon cannot start where the signal is zero.
-    return [c for c in configs
-            if not (c.zero_terminal_snr and c.prediction == "epsilon" and c.spacing != "leading")]
+    return [
+        c
+        for c in configs
+        if not (c.zero_terminal_snr and c.prediction == "epsilon" and c.spacing != "leading")
+    ]
 
 
 @pytest.mark.parametrize("betas", ["scaled_linear", "linear"])
@@ -148,8 +164,7 @@ def test_noise_and_targets_are_diffusers(generator: torch.Generator) -> None:
     other = theirs(schedule.config)
     x0, noise = torch.randn(2, 3, 4, 4, generator=generator)
     t = torch.tensor([0, 500, 999])  # every sample has its own
-    for ours, expected in ((schedule.add_noise, other.add_noise),
-                           (schedule.target, other.get_velocity)):
+    for ours, expected in ((schedule.add_noise, other.add_noise), (schedule.target, other.get_velocity)):
         assert torch.allclose(ours(x0, noise, t), expected(x0, noise, t), atol=1e-5)
     assert torch.equal(NoiseSchedule(PAPER).target(x0, noise, t), noise)
 

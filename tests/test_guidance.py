@@ -18,14 +18,16 @@ T = 600
 @pytest.fixture
 def conditions(tiny: Loopy, generator: torch.Generator) -> Conditions:
     clip, audio, unet = TINY.clip, TINY.audio, TINY.unet
-    windows = torch.randn(
-        1, clip.frames, clip.audio_window, audio.layers, audio.width, generator=generator)
+    windows = torch.randn(1, clip.frames, clip.audio_window, audio.layers, audio.width, generator=generator)
     portrait = torch.randn(1, 4, 4, 4, generator=generator)
     past = torch.randn(clip.motion_frames, 4, 4, 4, generator=generator)
     latents = torch.randn(1, clip.frames, unet.time_channels, generator=generator)
     return tiny.encode_conditions(
         [site.normed for site in tiny.read(portrait)],
-        [site.output[None] for site in tiny.read(past)], windows, latents)
+        [site.output[None] for site in tiny.read(past)],
+        windows,
+        latents,
+    )
 
 
 @pytest.fixture
@@ -36,8 +38,13 @@ def x(generator: torch.Generator) -> Tensor:
 @pytest.fixture
 def ask(speak):  # noqa: ANN001, ANN201
     def request(audio: float, ref: float, dtype: torch.dtype = torch.float32) -> Request:
-        return Request(torch.zeros(1, 4, 4, 4), speak(4), TemporalSegments(TINY.clip),
-                       guidance=Guidance(audio, ref), dtype=dtype)
+        return Request(
+            torch.zeros(1, 4, 4, 4),
+            speak(4),
+            TemporalSegments(TINY.clip),
+            guidance=Guidance(audio, ref),
+            dtype=dtype,
+        )
 
     return request
 
@@ -55,15 +62,30 @@ def three(model: Loopy, x: Tensor, conditions: Conditions) -> tuple[Tensor, Tens
     return tuple(model.denoise(x, torch.tensor([T]), branch) for branch in branches)
 
 
-RATIOS = pytest.mark.parametrize("audio, ref", [
-    (5.0, 3.0), (1.0, 1.0), (5.0, 1.0), (3.0, 3.0), (0.0, 3.0), (0.0, 0.0), (0.0, 1.0), (2.5, 3.5),
-    (-1.0, 0.5),
-])
+RATIOS = pytest.mark.parametrize(
+    "audio, ref",
+    [
+        (5.0, 3.0),
+        (1.0, 1.0),
+        (5.0, 1.0),
+        (3.0, 3.0),
+        (0.0, 3.0),
+        (0.0, 0.0),
+        (0.0, 1.0),
+        (2.5, 3.5),
+        (-1.0, 0.5),
+    ],
+)
 
 
 @RATIOS
 def test_guidance_is_the_papers_formula(
-    tiny: Loopy, x: Tensor, conditions: Conditions, ask, audio: float, ref: float  # noqa: ANN001
+    tiny: Loopy,
+    x: Tensor,
+    conditions: Conditions,
+    ask,
+    audio: float,
+    ref: float,  # noqa: ANN001
 ) -> None:
     e_audio, e_ref, e_base = three(tiny, x, conditions)
     expected = audio * (e_audio - e_ref) + ref * (e_ref - e_base) + e_base
@@ -81,13 +103,27 @@ def test_weights_are_the_same_formula(audio: float, ref: float) -> None:
         assert sum(w * v for w, v in zip(weights, e)) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("audio, ref, passes", [
-    (5.0, 3.0, "audio ref base"), (1.0, 1.0, "audio"), (5.0, 1.0, "audio ref"), (0.0, 1.0, "ref"),
-    (3.0, 3.0, "audio base"), (0.0, 0.0, "base"), (0.0, 3.0, "ref base"),
-])
+@pytest.mark.parametrize(
+    "audio, ref, passes",
+    [
+        (5.0, 3.0, "audio ref base"),
+        (1.0, 1.0, "audio"),
+        (5.0, 1.0, "audio ref"),
+        (0.0, 1.0, "ref"),
+        (3.0, 3.0, "audio base"),
+        (0.0, 0.0, "base"),
+        (0.0, 3.0, "ref base"),
+    ],
+)
 def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
-    tiny: Loopy, x: Tensor, conditions: Conditions, ask,  # noqa: ANN001
-    monkeypatch: pytest.MonkeyPatch, audio: float, ref: float, passes: str,
+    tiny: Loopy,
+    x: Tensor,
+    conditions: Conditions,
+    ask,  # noqa: ANN001
+    monkeypatch: pytest.MonkeyPatch,
+    audio: float,
+    ref: float,
+    passes: str,
 ) -> None:
     seen: list[str] = []
     asked: list[str] = []
@@ -97,8 +133,9 @@ def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
         heard = {branch.motion_latents is not None, *(s.audio is not None for s in branch.sites)}
         looked = {kind is not None for s in branch.sites for kind in (s.reference, s.motion)}
         assert len(heard) == len(looked) == 1, "a condition is dropped everywhere or nowhere"
-        seen.append({(True, True): "audio", (False, True): "ref", (False, False): "base"}[
-            heard.pop(), looked.pop()])
+        seen.append(
+            {(True, True): "audio", (False, True): "ref", (False, False): "base"}[heard.pop(), looked.pop()]
+        )
         return noisy
 
     monkeypatch.setattr(tiny, "denoise", denoise)
@@ -108,7 +145,10 @@ def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
 
 
 def test_the_passes_are_summed_in_the_precision_of_the_latents(
-    tiny: Loopy, x: Tensor, conditions: Conditions, ask,  # noqa: ANN001
+    tiny: Loopy,
+    x: Tensor,
+    conditions: Conditions,
+    ask,  # noqa: ANN001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = iter(torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(1)).bfloat16())

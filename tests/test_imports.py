@@ -18,8 +18,18 @@ TIERS = [  # a module imports from the tiers above its own, and from its own lef
     ["sampling"],
 ]
 ORDER = [name for tier in TIERS for name in tier]
-HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "folder_paths", "nodes", "server",
-        "execution", "latent_preview", "node_helpers"}
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_extras",
+    "comfy_execution",
+    "folder_paths",
+    "nodes",
+    "server",
+    "execution",
+    "latent_preview",
+    "node_helpers",
+}
 OPTIONAL = {"diffusers", "librosa", "transformers", "accelerate"}
 EXTRAS = ("train", "puppet", "evaluate")  # folders that may need more than the host brings
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -95,8 +105,10 @@ def test_the_package_calls_itself_by_dots(path: Path) -> None:
 def test_there_are_no_cycles_at_module_scope() -> None:
     graph = {name_of(path): {n for n in imports(path, anywhere=False)} for path in MODULES}
     known = set(graph)
-    edges = {module: {n if n in known else n.rpartition(".")[0] for n in names} & known - {module}
-             for module, names in graph.items()}
+    edges = {
+        module: {n if n in known else n.rpartition(".")[0] for n in names} & known - {module}
+        for module, names in graph.items()
+    }
     while leaves := [module for module, needs in edges.items() if not needs]:
         for leaf in leaves:
             del edges[leaf]

@@ -46,9 +46,7 @@ def test_a_sample_whose_reference_is_dropped_attends_as_if_there_were_none(
         assert torch.allclose(out[i], textbook(layer, x[i], others), atol=1e-12)
 
 
-def test_keeping_everything_is_the_same_as_no_mask(
-    layer: Attention, generator: torch.Generator
-) -> None:
+def test_keeping_everything_is_the_same_as_no_mask(layer: Attention, generator: torch.Generator) -> None:
     x, extra = tokens(2, 4, generator), layer.keys_values(tokens(2, 6, generator))
     kept = extra._replace(keep=torch.ones(2, dtype=torch.bool))
     own = layer.keys_values(x)

@@ -69,8 +69,9 @@ def test_a_site_is_spatial_then_inter_then_audio_then_intra(tiny: Loopy) -> None
     for block in tiny.denoising_unet.blocks_with_sites():
         for kind in ("resnets", "attentions", "inter_modules", "audio_modules", "intra_modules"):
             for layer in getattr(block, kind):
-                handles.append(layer.register_forward_pre_hook(
-                    lambda *_, kind=kind: called.append(kind.split("_")[0])))
+                handles.append(
+                    layer.register_forward_pre_hook(lambda *_, kind=kind: called.append(kind.split("_")[0]))
+                )
     predict(tiny, inputs(TINY))
     for handle in handles:
         handle.remove()
@@ -87,8 +88,10 @@ def test_what_was_heard_is_added_to_what_the_inter_clip_layer_gave(tiny: Loopy) 
     def note(name: str):  # noqa: ANN202
         return lambda _, args, out: seen.update({name: [args[0], out]})
 
-    handles = [getattr(block, f"{name}_modules")[0].register_forward_hook(note(name))
-               for name in ("inter", "audio", "intra")]
+    handles = [
+        getattr(block, f"{name}_modules")[0].register_forward_hook(note(name))
+        for name in ("inter", "audio", "intra")
+    ]
     predict(tiny, inputs(TINY))
     for handle in handles:
         handle.remove()
@@ -99,12 +102,12 @@ def test_what_was_heard_is_added_to_what_the_inter_clip_layer_gave(tiny: Loopy) 
 def test_motion_latents_are_added_to_the_timestep_embedding(tiny: Loopy) -> None:
     values = inputs(TINY)
     conditions = replace(encode(tiny, values), motion_latents=None)
-    shift = torch.randn(1, CLIP.frames, TINY.unet.time_channels,
-                        generator=torch.Generator().manual_seed(0))
+    shift = torch.randn(1, CLIP.frames, TINY.unet.time_channels, generator=torch.Generator().manual_seed(0))
     added = replace(conditions, motion_latents=shift)
     seen: list[Tensor] = []
     handle = tiny.denoising_unet.mid_block.resnets[0].register_forward_pre_hook(
-        lambda _, args: seen.append(args[1]))
+        lambda _, args: seen.append(args[1])
+    )
     for c in (conditions, added):
         tiny.denoise(values["noisy"], torch.tensor([600]), c)
     handle.remove()
@@ -137,8 +140,7 @@ def test_audio_that_is_not_kept_is_all_zero_tokens_and_no_motion_latents(tiny: L
         k, v = (x.unflatten(0, (2, CLIP.frames)) for x in site.audio[:2])
         assert k[0].any() and v[0].any() and not k[1].any() and not v[1].any()
     assert masked.motion_latents[0].any() and not masked.motion_latents[1].any()
-    out, heard, dropped = (
-        tiny.denoise(values["noisy"], t, c) for c in (masked, full, full.without_audio()))
+    out, heard, dropped = (tiny.denoise(values["noisy"], t, c) for c in (masked, full, full.without_audio()))
     assert torch.allclose(out[0], heard[0], atol=1e-5)
     assert torch.allclose(out[1], dropped[1], atol=1e-5)  # training and guidance agree
 
@@ -152,10 +154,12 @@ def test_a_reference_that_is_not_kept_is_not_concatenated_nor_are_motion_frames(
     past = tiny.read(values["motion"].flatten(0, 1))
     motion = [site.output.unflatten(0, (2, -1)) for site in past]
     latents = tiny.motion_latents_from_audio(values["windows"])
-    masked = tiny.encode_conditions(reference, motion, values["windows"], latents,
-                                    keep_reference=torch.tensor([False, True]))
+    masked = tiny.encode_conditions(
+        reference, motion, values["windows"], latents, keep_reference=torch.tensor([False, True])
+    )
     out, kept, dropped = (
-        tiny.denoise(values["noisy"], t, c) for c in (masked, full, full.without_reference()))
+        tiny.denoise(values["noisy"], t, c) for c in (masked, full, full.without_reference())
+    )
     assert torch.allclose(out[0], dropped[0], atol=1e-5)
     assert torch.allclose(out[1], kept[1], atol=1e-5)
     assert (dropped[0] - kept[0]).abs().max() > 1e-3
@@ -197,8 +201,9 @@ def test_training_reaches_every_parameter() -> None:
     model, values = lively(Loopy(TINY)), inputs(TINY)
     scores = torch.ones(1)
     module = model.audio_to_latents
-    queries = [module.variance_query(source, scores, CLIP.frames)
-               for source in ("head movement", "expression")]
+    queries = [
+        module.variance_query(source, scores, CLIP.frames) for source in ("head movement", "expression")
+    ]
     loss = predict(model, values).square().mean() + sum(module(q).square().mean() for q in queries)
     loss.backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
@@ -213,8 +218,11 @@ def test_one_step_of_the_full_width_with_all_conditions() -> None:
     portrait, past = model.read(values["portrait"]), model.read(values["motion"][0, :1])
     newest = [site.output[0] for site in past]
     conditions = model.encode_conditions(
-        [site.normed for site in portrait], motion_features([newest] + [None] * 19, newest),
-        values["windows"], model.motion_latents_from_audio(values["windows"]))
+        [site.normed for site in portrait],
+        motion_features([newest] + [None] * 19, newest),
+        values["windows"],
+        model.motion_latents_from_audio(values["windows"]),
+    )
     assert len(conditions.sites) == 16
     assert conditions.motion_latents.shape == (1, 12, 1280)
     first = conditions.sites[0]

@@ -11,11 +11,20 @@ from loopy_model.config import LOOPY, TINY, ClipGeometry
 from loopy_model.motion import SAMPLINGS, TemporalSegments
 
 PAPER = LOOPY.clip
-GEOMETRIES = pytest.mark.parametrize("clip", [
-    PAPER, TINY.clip, ClipGeometry(stride=1, ratio=2, segments=4), ClipGeometry(stride=2, ratio=2),
-    ClipGeometry(stride=4, ratio=1, segments=1), ClipGeometry(stride=4, ratio=3, segments=3),
-    ClipGeometry(stride=3, ratio=4, segments=2), ClipGeometry(stride=8, ratio=2, segments=4),
-], ids=lambda clip: f"s{clip.stride}-r{clip.ratio}-n{clip.segments}")
+GEOMETRIES = pytest.mark.parametrize(
+    "clip",
+    [
+        PAPER,
+        TINY.clip,
+        ClipGeometry(stride=1, ratio=2, segments=4),
+        ClipGeometry(stride=2, ratio=2),
+        ClipGeometry(stride=4, ratio=1, segments=1),
+        ClipGeometry(stride=4, ratio=3, segments=3),
+        ClipGeometry(stride=3, ratio=4, segments=2),
+        ClipGeometry(stride=8, ratio=2, segments=4),
+    ],
+    ids=lambda clip: f"s{clip.stride}-r{clip.ratio}-n{clip.segments}",
+)
 
 
 def segments(clip: ClipGeometry, sampling: str = "uniform") -> TemporalSegments:
@@ -37,8 +46,7 @@ def numbered(frames: int) -> torch.Tensor:
 
 
 def test_the_papers_twenty_ages() -> None:
-    assert PAPER.motion_ages == (
-        0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 36, 44, 52, 60, 76, 92, 108)
+    assert PAPER.motion_ages == (0, 1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 28, 36, 44, 52, 60, 76, 92, 108)
     assert segments(PAPER).ages() == [(age,) for age in PAPER.motion_ages]
 
 

@@ -13,7 +13,12 @@ from loopy_model.diffusion import NoiseSchedule
 from loopy_model.model import Loopy
 from loopy_model.train import objective
 from loopy_model.train.objective import (
-    Batch, ConditionDropping, Draws, draw, loss_per_sample, stratified,
+    Batch,
+    ConditionDropping,
+    Draws,
+    draw,
+    loss_per_sample,
+    stratified,
 )
 from loopy_model.train.stages import PUPPET_DROPPING, RECIPES, STAGE_ONE, STAGE_TWO
 
@@ -85,8 +90,7 @@ def test_timesteps_are_uniform_over_the_whole_schedule(drawn: Draws) -> None:
 
 
 def test_every_place_in_the_batch_has_the_same_rates(drawn: Draws) -> None:
-    for kept, expected in ((drawn.keep_reference, 0.85), (drawn.keep_motion, 0.51),
-                           (drawn.keep_audio, 0.90)):
+    for kept, expected in ((drawn.keep_reference, 0.85), (drawn.keep_motion, 0.51), (drawn.keep_audio, 0.90)):
         rates = kept.reshape(-1, 8).double().mean(0)
         assert rates.tolist() == pytest.approx([expected] * 8, abs=0.03)
 
@@ -94,7 +98,8 @@ def test_every_place_in_the_batch_has_the_same_rates(drawn: Draws) -> None:
 def test_a_step_can_be_drawn_again() -> None:
     clip, dropping = torch.zeros(4, 2, 3, 2, 2), ConditionDropping()
     first, again, other = (
-        draw(clip, 1000, dropping, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+        draw(clip, 1000, dropping, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert all(torch.equal(getattr(first, n), getattr(again, n)) for n in Draws.__annotations__)
     assert not torch.equal(first.noise, other.noise)
     assert first.noise.shape == clip.shape
@@ -145,10 +150,13 @@ def make_batch(size: int, seed: int = 0) -> Batch:
 
     present = torch.tensor([[True, True, True, i % 2 == 0] for i in range(size)])
     return Batch(
-        clip=randn(CLIP.frames, 4, 4, 4), reference=randn(4, 4, 4),
-        motion=randn(CLIP.motion_frames, 4, 4, 4) * present[..., None, None, None], present=present,
+        clip=randn(CLIP.frames, 4, 4, 4),
+        reference=randn(4, 4, 4),
+        motion=randn(CLIP.motion_frames, 4, 4, 4) * present[..., None, None, None],
+        present=present,
         windows=randn(CLIP.frames, CLIP.audio_window, audio.layers, audio.width),
-        movement=randn(), expression=randn(),
+        movement=randn(),
+        expression=randn(),
     )
 
 
@@ -156,7 +164,10 @@ def make_draws(size: int, **given: Tensor) -> Draws:
     kept = torch.ones(size, dtype=torch.bool)
     values = dict(
         noise=torch.randn(size, CLIP.frames, 4, 4, 4, generator=torch.Generator().manual_seed(5)),
-        timestep=torch.full((size,), 500), keep_audio=kept, keep_reference=kept, keep_motion=kept,
+        timestep=torch.full((size,), 500),
+        keep_audio=kept,
+        keep_reference=kept,
+        keep_motion=kept,
         source=torch.zeros(size, dtype=torch.long),
     )
     return Draws(**(values | given))
@@ -213,8 +224,7 @@ def test_a_dropped_reference_is_a_run_without_reference_and_motion(tiny: Loopy) 
     blind = tiny.encode_conditions(None, None, alone.windows, latents)
     assert all(site.reference is None and site.motion is None for site in blind.sites)
     noisy = SCHEDULE.add_noise(alone.clip, own.noise, own.timestep)
-    error = tiny.denoise(noisy, own.timestep, blind) - SCHEDULE.target(
-        alone.clip, own.noise, own.timestep)
+    error = tiny.denoise(noisy, own.timestep, blind) - SCHEDULE.target(alone.clip, own.noise, own.timestep)
     assert together[1].item() == pytest.approx(error.square().mean().item(), rel=1e-4)
     for i in (0, 2):  # the neighbours do not notice
         kept = loss_per_sample(tiny, SCHEDULE, one(batch, i), one(draws, i), spatial_only=False)
@@ -228,23 +238,27 @@ def test_training_conditions_are_those_of_the_sampler(
 ) -> None:
     """Each combination against conditions that are put together from the parts."""
     batch, keep = make_batch(1), lambda value: torch.tensor([bool(value)])
-    draws = make_draws(1, keep_reference=keep(keep_reference), keep_motion=keep(keep_motion),
-                       keep_audio=keep(keep_audio))
+    draws = make_draws(
+        1, keep_reference=keep(keep_reference), keep_motion=keep(keep_motion), keep_audio=keep(keep_audio)
+    )
     loss = loss_per_sample(tiny, SCHEDULE, batch, draws, spatial_only=False)
 
     seen = tiny.read(batch.motion[0])
-    motion = [(site.output * (keep_motion * batch.present[0])[:, None, None, None])[None]
-              for site in seen]
+    motion = [(site.output * (keep_motion * batch.present[0])[:, None, None, None])[None] for site in seen]
     expected = tiny.encode_conditions(
-        [site.normed for site in tiny.read(batch.reference)], motion, batch.windows,
-        tiny.motion_latents_from_audio(batch.windows))
+        [site.normed for site in tiny.read(batch.reference)],
+        motion,
+        batch.windows,
+        tiny.motion_latents_from_audio(batch.windows),
+    )
     if not keep_reference:
         expected = expected.without_reference()
     if not keep_audio:
         expected = expected.without_audio()
     noisy = SCHEDULE.add_noise(batch.clip, draws.noise, draws.timestep)
     error = tiny.denoise(noisy, draws.timestep, expected) - SCHEDULE.target(
-        batch.clip, draws.noise, draws.timestep)
+        batch.clip, draws.noise, draws.timestep
+    )
     assert loss.item() == pytest.approx(error.square().mean().item(), rel=1e-4)
 
 
@@ -274,9 +288,7 @@ def test_masked_and_missing_motion_frames_are_zero_features(
         assert torch.allclose(features[1, :3], expected[:3], atol=1e-4)
 
 
-def test_dropped_motion_frames_do_not_cost_a_pass(
-    tiny: Loopy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropped_motion_frames_do_not_cost_a_pass(tiny: Loopy, monkeypatch: pytest.MonkeyPatch) -> None:
     read, pictures = tiny.read, []
     monkeypatch.setattr(tiny, "read", lambda x: pictures.append(len(x)) or read(x))
     for kept in ([True, False, False], [False, False, False]):
@@ -285,17 +297,17 @@ def test_dropped_motion_frames_do_not_cost_a_pass(
     assert pictures == [3 + 4, 3]
 
 
-def test_the_drawn_input_makes_the_motion_latents(
-    tiny: Loopy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_drawn_input_makes_the_motion_latents(tiny: Loopy, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, module = make_batch(3), tiny.audio_to_latents
     draws = make_draws(3, source=torch.tensor([2, 0, 1]))
     latents = captured(tiny, monkeypatch, batch, draws)["motion_latents"]
-    expected = torch.cat([
-        module(module.variance_query("expression", batch.expression[:1], CLIP.frames)),
-        tiny.motion_latents_from_audio(batch.windows[1:2]),
-        module(module.variance_query("head movement", batch.movement[2:], CLIP.frames)),
-    ])
+    expected = torch.cat(
+        [
+            module(module.variance_query("expression", batch.expression[:1], CLIP.frames)),
+            tiny.motion_latents_from_audio(batch.windows[1:2]),
+            module(module.variance_query("head movement", batch.movement[2:], CLIP.frames)),
+        ]
+    )
     assert torch.allclose(latents, expected, atol=1e-5)
 
 
@@ -309,8 +321,14 @@ def test_stage_one_trains_no_temporal_and_no_audio_layer() -> None:
     loss = loss_per_sample(model, SCHEDULE, still, replace(draws, noise=draws.noise[:, :1]), True)
     loss.mean().backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    new = ("inter_modules", "audio_modules", "intra_modules", "audio_norm", "audio_projection",
-           "audio_to_latents")
+    new = (
+        "inter_modules",
+        "audio_modules",
+        "intra_modules",
+        "audio_norm",
+        "audio_projection",
+        "audio_to_latents",
+    )
     assert not [name for name in trained if any(part in name for part in new)]
     # Nothing reads what the reference net makes of its last self-attention; all else learns.
     still = {name for name, _ in model.named_parameters() if not any(part in name for part in new)}
@@ -334,7 +352,8 @@ def test_a_dropped_reference_in_stage_one_is_no_reference() -> None:
     draws = make_draws(2)
     noisy = SCHEDULE.add_noise(batch.clip, draws.noise, draws.timestep)
     error = model.denoise(noisy, draws.timestep, blind) - SCHEDULE.target(
-        batch.clip, draws.noise, draws.timestep)
+        batch.clip, draws.noise, draws.timestep
+    )
     assert loss[0].item() == pytest.approx(error[0].square().mean().item(), rel=1e-4)
     assert abs(loss[1].item() - error[1].square().mean().item()) > 1e-4
 

@@ -36,13 +36,16 @@ def test_loopy_has_the_papers_numbers() -> None:
     assert LOOPY.latent_scale == 0.18215  # SD1.5's VAE
 
 
-@pytest.mark.parametrize("part, parameters", [
-    ("reference_unet", 815_521_280),
-    ("denoising_unet", 1_356_322_564),
-    ("audio_norm", 1_536),
-    ("audio_projection", 36_465_152),
-    ("audio_to_latents", 12_291_072),
-])
+@pytest.mark.parametrize(
+    "part, parameters",
+    [
+        ("reference_unet", 815_521_280),
+        ("denoising_unet", 1_356_322_564),
+        ("audio_norm", 1_536),
+        ("audio_projection", 36_465_152),
+        ("audio_to_latents", 12_291_072),
+    ],
+)
 def test_parameters_of_each_part_of_loopy(loopy: Loopy, part: str, parameters: int) -> None:
     assert count(getattr(loopy, part)) == parameters
 
@@ -86,11 +89,14 @@ def test_unknown_names_are_refused(part: str | None) -> None:
         LoopyConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("changes, sentence", [
-    ({"channels": (320, 100)}, "differ in length"),
-    ({"channels": (320, 648, 1280, 1280)}, "648 channels cannot be cut into 32 groups and 8 heads"),
-    ({"heads": 3}, "320 channels cannot be cut into 32 groups and 3 heads"),
-])
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"channels": (320, 100)}, "differ in length"),
+        ({"channels": (320, 648, 1280, 1280)}, "648 channels cannot be cut into 32 groups and 8 heads"),
+        ({"heads": 3}, "320 channels cannot be cut into 32 groups and 3 heads"),
+    ],
+)
 def test_widths_that_cannot_be_cut_are_refused(changes: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         replace(UNetConfig(), **changes)

@@ -30,9 +30,7 @@ def long() -> Loopy:
 def ask(speak) -> Callable[..., Request]:  # noqa: ANN001
     portrait = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(11))
 
-    def request(
-        heard: int, config: LoopyConfig = TINY, how: str = "uniform", **more: object
-    ) -> Request:
+    def request(heard: int, config: LoopyConfig = TINY, how: str = "uniform", **more: object) -> Request:
         segments = TemporalSegments(config.clip, how)
         return Request(portrait, speak(heard, config), segments, **{"steps": 2, **more})
 
@@ -72,9 +70,16 @@ class Calls:
 # --- counting -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("frames, clips", [
-    (1, [1]), (4, [4]), (5, [4, 1]), (8, [4, 4]), (10, [4, 4, 2]),
-])
+@pytest.mark.parametrize(
+    "frames, clips",
+    [
+        (1, [1]),
+        (4, [4]),
+        (5, [4, 1]),
+        (8, [4, 4]),
+        (10, [4, 4, 2]),
+    ],
+)
 def test_every_frame_is_generated_once_and_the_last_clip_is_trimmed(
     tiny: Loopy, ask: Callable[..., Request], frames: int, clips: list[int]
 ) -> None:
@@ -86,9 +91,15 @@ def test_every_frame_is_generated_once_and_the_last_clip_is_trimmed(
     assert all(step.x0.shape == (4, 4, 4, 4) for step in steps)
 
 
-@pytest.mark.parametrize("start, frames, expected", [
-    (0, None, 10), (4, None, 6), (4, 3, 3), (8, 9, 2),
-])
+@pytest.mark.parametrize(
+    "start, frames, expected",
+    [
+        (0, None, 10),
+        (4, None, 6),
+        (4, 3, 3),
+        (8, 9, 2),
+    ],
+)
 def test_a_part_of_the_speech_can_be_asked_for(
     tiny: Loopy, ask: Callable[..., Request], start: int, frames: int | None, expected: int
 ) -> None:
@@ -167,9 +178,7 @@ def test_the_first_clip_has_all_zero_motion_features(
     assert all(site.shape[:2] == (1, 4) and not site.any() for site in features)
 
 
-def test_a_motion_frame_appears_as_soon_as_it_exists(
-    tiny: Loopy, ask: Callable[..., Request]
-) -> None:
+def test_a_motion_frame_appears_as_soon_as_it_exists(tiny: Loopy, ask: Callable[..., Request]) -> None:
     # TINY: clips of 4 frames, ages 0 1 2 4. After one clip age 4 is still missing.
     memory = MotionMemory(tiny, ask(12), lambda: None)
     memory.read(torch.randn(1, 4, 4, 4))
@@ -233,6 +242,24 @@ def test_eight_of_twenty_motion_frames_are_new_in_each_clip(
     assert counts == [1 + 8 * clip for clip in range(14)]
 
 
+def test_random_motion_frames_are_drawn_anew_for_each_clip_and_seed(
+    tiny: Loopy, ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list] = []
+    abstract = TemporalSegments.abstract
+
+    def note(self: TemporalSegments, past: Tensor, ages: list) -> tuple[Tensor, Tensor]:
+        drawn.append(ages)
+        return abstract(self, past, ages)
+
+    monkeypatch.setattr(TemporalSegments, "abstract", note)
+    for seed in (1, 1, 2):
+        video(tiny, ask(32, how="random", seed=seed, steps=1, guidance=QUICK))
+    first, again, other = drawn[:8], drawn[8:16], drawn[16:]
+    assert first == again != other
+    assert len({tuple(ages) for ages in first}) > 1
+
+
 def test_memory_does_not_grow(long: Loopy, ask: Callable[..., Request]) -> None:
     memory = MotionMemory(long, ask(0, LONG), lambda: None)
     memory.read(torch.randn(1, 4, 4, 4))
@@ -243,8 +270,11 @@ def test_memory_does_not_grow(long: Loopy, ask: Callable[..., Request]) -> None:
         sizes.append((len(memory.past), len(memory.features)))
     # Kept are frames that were asked for at some age and will be again, n clips of 12 later.
     ages, earlier, later = set(LONG.clip.motion_ages), range(0, 124, 12), range(12, 124, 12)
-    kept = [age for age in range(124)
-            if any(age - n in ages for n in earlier) and any(age + n in ages for n in later)]
+    kept = [
+        age
+        for age in range(124)
+        if any(age - n in ages for n in earlier) and any(age + n in ages for n in later)
+    ]
     assert set(sizes[10:]) == {(124, len(kept))}
 
 
@@ -257,9 +287,15 @@ def test_motion_frames_change_the_next_clip(tiny: Loopy, ask: Callable[..., Requ
 # --- resuming -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how, start", [
-    ("uniform", 4), ("uniform", 12), ("mean", 8), ("random", 8),
-])
+@pytest.mark.parametrize(
+    "how, start",
+    [
+        ("uniform", 4),
+        ("uniform", 12),
+        ("mean", 8),
+        ("random", 8),
+    ],
+)
 def test_a_resumed_run_continues_exactly(
     tiny: Loopy, ask: Callable[..., Request], how: str, start: int
 ) -> None:
@@ -269,18 +305,14 @@ def test_a_resumed_run_continues_exactly(
     assert torch.equal(rest, whole[start:])
 
 
-def test_the_last_frames_of_the_span_are_past_enough(
-    tiny: Loopy, ask: Callable[..., Request]
-) -> None:
+def test_the_last_frames_of_the_span_are_past_enough(tiny: Loopy, ask: Callable[..., Request]) -> None:
     request, span = ask(18, guidance=QUICK), TINY.clip.motion_span
     whole = video(tiny, request)
     rest = video(tiny, replace(request, start=12, past=whole[12 - span : 12]))
     assert torch.equal(rest, whole[12:])
 
 
-def test_chained_runs_of_a_clip_each_equal_one_run(
-    tiny: Loopy, ask: Callable[..., Request]
-) -> None:
+def test_chained_runs_of_a_clip_each_equal_one_run(tiny: Loopy, ask: Callable[..., Request]) -> None:
     request = ask(14)
     whole, parts = video(tiny, request), torch.empty(0, 4, 4, 4)
     for start in range(0, 14, 4):
@@ -296,8 +328,7 @@ def test_given_motion_latents_are_used_instead_of_those_of_the_speech(
     clip, audio = TINY.clip, TINY.audio
     windows = request.speech.windows(0, 8, clip.audio_context, audio.layers)
     same = tiny.motion_latents_from_audio(windows)[0]
-    assert torch.allclose(video(tiny, replace(request, motion_latents=same)), video(tiny, request),
-                          atol=1e-4)
+    assert torch.allclose(video(tiny, replace(request, motion_latents=same)), video(tiny, request), atol=1e-4)
     other = video(tiny, replace(request, motion_latents=same + 1))
     assert (other - video(tiny, request)).abs().max() > 1e-3
 
@@ -358,7 +389,8 @@ def test_the_bundled_geometry_runs(ask: Callable[..., Request]) -> None:
     model = small_model(PUPPET)
     generator = torch.Generator().manual_seed(0)
     speech = Speech(torch.randn(13, 5, 64, generator=generator), 25)
-    request = Request(torch.randn(1, 16, 8, 8, generator=generator), speech,
-                      TemporalSegments(PUPPET.clip), steps=1)
+    request = Request(
+        torch.randn(1, 16, 8, 8, generator=generator), speech, TemporalSegments(PUPPET.clip), steps=1
+    )
     out = video(model, request)
     assert out.shape == (13, 16, 8, 8) and torch.isfinite(out).all()

@@ -124,9 +124,13 @@ def test_another_number_of_motion_frames_is_refused(
         inter.keys_values(picture(1, 2, generator=generator))
 
 
-@pytest.mark.parametrize("layer", [
-    InterClipLayer(CHANNELS, UNET, FRAMES, AGES), IntraClipLayer(CHANNELS, UNET, FRAMES),
-])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        InterClipLayer(CHANNELS, UNET, FRAMES, AGES),
+        IntraClipLayer(CHANNELS, UNET, FRAMES),
+    ],
+)
 def test_fresh_temporal_layers_are_silent(
     layer: InterClipLayer | IntraClipLayer, generator: torch.Generator
 ) -> None:
@@ -143,9 +147,7 @@ def hear(layer: AudioAttention, tokens: Tensor) -> KeyValue:
     return layer.attn.keys_values(tokens)
 
 
-def test_each_frame_listens_to_its_own_tokens(
-    audio: AudioAttention, generator: torch.Generator
-) -> None:
+def test_each_frame_listens_to_its_own_tokens(audio: AudioAttention, generator: torch.Generator) -> None:
     x, tokens = picture(2, generator=generator), torch.randn(2, 5, 8, generator=generator)
     out = audio(x, hear(audio, tokens))
     for i in range(2):
@@ -155,9 +157,7 @@ def test_each_frame_listens_to_its_own_tokens(
         assert torch.allclose(out[i].flatten(1).T, expected, atol=1e-6)
 
 
-def test_no_speech_is_what_all_zero_tokens_give(
-    audio: AudioAttention, generator: torch.Generator
-) -> None:
+def test_no_speech_is_what_all_zero_tokens_give(audio: AudioAttention, generator: torch.Generator) -> None:
     x = picture(2, generator=generator)
     zeros = audio(x, hear(audio, torch.zeros(2, 5, 8)))
     assert torch.allclose(audio(x, None).expand_as(x), zeros, atol=1e-7)

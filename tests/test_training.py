@@ -45,10 +45,14 @@ def clips(folder: Path) -> PreparedClips:
 def numbered(folder: Path) -> PreparedClips:
     """Latents that say 100 * video + frame."""
     names = 100 * np.arange(VIDEOS)[:, None] + np.arange(FRAMES)
-    np.save(folder / "latents.npy", np.broadcast_to(
-        names[..., None, None, None], (VIDEOS, FRAMES, 4, 2, 2)).astype(np.float16))
-    np.save(folder / "speech.npy", np.broadcast_to(
-        names[..., None, None], (VIDEOS, FRAMES, 4, TINY.audio.width)).astype(np.float16))
+    np.save(
+        folder / "latents.npy",
+        np.broadcast_to(names[..., None, None, None], (VIDEOS, FRAMES, 4, 2, 2)).astype(np.float16),
+    )
+    np.save(
+        folder / "speech.npy",
+        np.broadcast_to(names[..., None, None], (VIDEOS, FRAMES, 4, TINY.audio.width)).astype(np.float16),
+    )
     np.save(folder / "landmarks.npy", np.zeros((VIDEOS, FRAMES, POINTS, 2), np.float32))
     return PreparedClips(folder, TINY)
 
@@ -98,9 +102,7 @@ def test_latents_are_scaled_for_the_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 4])
-def test_draws_reach_every_clip_and_are_a_function_of_the_generator(
-    tmp_path: Path, frames: int
-) -> None:
+def test_draws_reach_every_clip_and_are_a_function_of_the_generator(tmp_path: Path, frames: int) -> None:
     clips = numbered(tmp_path)
     batch = clips.draw(2000, frames, np.random.default_rng(1))
     starts = batch.clip[:, 0, 0, 0, 0] % 100
@@ -127,11 +129,18 @@ def test_a_missing_array_is_named(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_rises_stays_and_falls_by_half_a_cosine() -> None:
-    stage = Stage("x", steps=100, batch=1, learning_rate=1.0, spatial_only=True, warmup=10,
-                  constant=0.5, final=0.2)
-    by_hand = {0: 0.1, 4: 0.5, 9: 1.0, 10: 1.0, 50: 1.0,  # warm-up, then constant
-               75: 0.2 + 0.8 * 0.5,  # half of the fall
-               100: 0.2}
+    stage = Stage(
+        "x", steps=100, batch=1, learning_rate=1.0, spatial_only=True, warmup=10, constant=0.5, final=0.2
+    )
+    by_hand = {
+        0: 0.1,
+        4: 0.5,
+        9: 1.0,
+        10: 1.0,
+        50: 1.0,  # warm-up, then constant
+        75: 0.2 + 0.8 * 0.5,  # half of the fall
+        100: 0.2,
+    }
     for step, factor in by_hand.items():
         assert learning_rate_factor(stage, step) == pytest.approx(factor), step
     quarter = 0.2 + 0.8 * 0.5 * (1 + math.sqrt(0.5))  # 62.5: a quarter of the fall
@@ -154,10 +163,15 @@ def test_learning_rates_stay_positive_and_end_at_their_share(recipe: str, number
 
 # --- the loop -----------------------------------------------------------------------------------
 
-SMALL = Recipe("small", TINY, (
-    Stage("one", 3, 1, 1e-3, True, warmup=2),
-    Stage("two", 4, 1, 1e-3, False, warmup=2, constant=0.5),
-), ema_decay=0.9)
+SMALL = Recipe(
+    "small",
+    TINY,
+    (
+        Stage("one", 3, 1, 1e-3, True, warmup=2),
+        Stage("two", 4, 1, 1e-3, False, warmup=2, constant=0.5),
+    ),
+    ema_decay=0.9,
+)
 
 
 class Stopped(Exception):
@@ -175,9 +189,7 @@ class StoppableTrainer(Trainer):
         return super()._train_step(*args)
 
 
-def train(
-    clips: PreparedClips, run_dir: Path, stop: tuple[int, int] | None = None
-) -> dict[str, Tensor]:
+def train(clips: PreparedClips, run_dir: Path, stop: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """All weights at the end of the run, or where it stopped."""
     trainer = StoppableTrainer(SMALL, run_dir, clips, clips, save_every=2)
     trainer.stop = stop
@@ -190,9 +202,11 @@ def train(
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {f"{name}.{key}": tensor.clone()
-            for name, net in (("model", trainer.model), ("ema", trainer.ema))
-            for key, tensor in net.state_dict().items()}
+    return {
+        f"{name}.{key}": tensor.clone()
+        for name, net in (("model", trainer.model), ("ema", trainer.ema))
+        for key, tensor in net.state_dict().items()
+    }
 
 
 def different(one: dict[str, Tensor], other: dict[str, Tensor]) -> set[str]:
@@ -225,9 +239,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_weights(
     assert not different(train(clips, tmp_path), finished[1])
 
 
-def test_a_finished_run_has_nothing_left_to_do(
-    clips: PreparedClips, finished: tuple[Path, dict]
-) -> None:
+def test_a_finished_run_has_nothing_left_to_do(clips: PreparedClips, finished: tuple[Path, dict]) -> None:
     path, before = finished
     log = (path / "log.jsonl").read_text()
     assert not different(train(clips, path), before)
@@ -246,9 +258,7 @@ def test_the_run_directory_explains_itself(finished: tuple[Path, dict]) -> None:
     assert not list(path.glob("*.partial"))
 
 
-def test_another_seed_draws_other_clips_noise_and_first_weights(
-    clips: PreparedClips, tmp_path: Path
-) -> None:
+def test_another_seed_draws_other_clips_noise_and_first_weights(clips: PreparedClips, tmp_path: Path) -> None:
     losses = set()
     for seed in (0, 1):
         trainer = Trainer(replace(SMALL, seed=seed), tmp_path / str(seed), clips, clips)

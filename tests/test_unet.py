@@ -57,9 +57,7 @@ def nothing(net: DenoisingUNet) -> Conditions:
     return Conditions(tuple(SiteConditions() for _ in range(sites)))
 
 
-def test_denoising_keys_are_sd15s_without_text(
-    sd15: torch.nn.Module, denoiser: DenoisingUNet
-) -> None:
+def test_denoising_keys_are_sd15s_without_text(sd15: torch.nn.Module, denoiser: DenoisingUNet) -> None:
     theirs = {k: v.shape for k, v in sd15.state_dict().items()}
     ours = {k: v.shape for k, v in spatial(denoiser).items()}
     text = {k: v for k, v in theirs.items() if is_text(k)}
@@ -83,6 +81,20 @@ def test_weights_load_strictly_both_ways(sd15: torch.nn.Module, denoiser: Denois
     theirs.load_state_dict(spatial(denoiser) | text, strict=True, assign=True)
     kept = {k: v for k, v in spatial(denoiser).items() if not k.startswith(head)}
     ours.load_state_dict(kept, strict=True, assign=True)
+
+
+def test_every_layer_has_the_settings_of_sd15(sd15: torch.nn.Module, denoiser: DenoisingUNet) -> None:
+    """An epsilon is too small to be seen in the output."""
+    settings = ("eps", "num_groups", "normalized_shape", "stride", "padding", "kernel_size")
+    theirs, compared = dict(sd15.named_modules()), 0
+    for name, layer in denoiser.named_modules():
+        if not any(new in name for new in NEW) and not list(layer.children()):
+            for setting in settings:
+                if hasattr(layer, setting):
+                    own, other = getattr(layer, setting), getattr(theirs[name], setting)
+                    assert own == other, (name, setting)
+                    compared += 1
+    assert compared > 300
 
 
 def test_a_fresh_denoising_net_computes_what_sd15_computes(
@@ -119,7 +131,8 @@ def test_the_reference_net_shows_what_sd15s_attention_reads_at_timestep_zero(
             attn = site.transformer_blocks[0].attn1
             handles += [
                 attn.register_forward_pre_hook(
-                    lambda _, args, kwargs: read.append(args[0]), with_kwargs=True),
+                    lambda _, args, kwargs: read.append(args[0]), with_kwargs=True
+                ),
                 site.register_forward_hook(lambda _, args, out: left.append(out[0])),
             ]
     sd15(picture, 0, silent_text(1))

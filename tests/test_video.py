@@ -20,8 +20,9 @@ def moving(frames: int = 10, height: int = 64, width: int = 80, channels: int = 
     """A smooth picture in which every frame differs clearly from every other."""
     y = torch.linspace(0, 1, height)[:, None].expand(height, width)
     x = torch.linspace(0, 1, width)[None].expand(height, width)
-    pictures = [torch.stack([x, y, torch.full_like(x, i / frames), 1 - x][:channels], -1)
-                for i in range(frames)]
+    pictures = [
+        torch.stack([x, y, torch.full_like(x, i / frames), 1 - x][:channels], -1) for i in range(frames)
+    ]
     return torch.stack(pictures) * 0.8 + 0.1
 
 
@@ -68,9 +69,7 @@ def test_one_frame_is_a_video(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("height, width", [(63, 64), (64, 63), (33, 47)])
-def test_an_odd_size_grows_by_one_repeated_row_or_column(
-    tmp_path: Path, height: int, width: int
-) -> None:
+def test_an_odd_size_grows_by_one_repeated_row_or_column(tmp_path: Path, height: int, width: int) -> None:
     frames = moving(3, height, width)
     write_video(tmp_path / "a.mp4", frames, FPS)
     again = read_video(tmp_path / "a.mp4")[0]
@@ -90,9 +89,7 @@ def test_alpha_is_dropped_and_grey_is_grey(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_precision_and_values_beyond_the_range_are_written(
-    tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_any_precision_and_values_beyond_the_range_are_written(tmp_path: Path, dtype: torch.dtype) -> None:
     write_video(tmp_path / "a.mp4", (moving(2) * 3 - 1).to(dtype), FPS)
     assert (read_video(tmp_path / "a.mp4")[0] - (moving(2) * 3 - 1).clamp(0, 1)).abs().mean() < 0.02
 
@@ -207,9 +204,7 @@ def test_no_frames_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_write_leaves_the_file_of_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_write_leaves_the_file_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.mp4"
     write_video(path, moving(3), FPS)
     before = path.read_bytes()

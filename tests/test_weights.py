@@ -19,10 +19,16 @@ from loopy_model.autoencoder import Autoencoder, AutoencoderConfig
 from loopy_model.config import LOOPY, PUPPET, TINY
 from loopy_model.model import Loopy
 from loopy_model.weights import (
-    Header, ModelCard, NotALoopyModel, load_strictly, load_tensors, read_header, save_checkpoint,
+    Header,
+    ModelCard,
+    NotALoopyModel,
+    load_strictly,
+    load_tensors,
+    read_header,
+    save_checkpoint,
 )
 
-CARD = ModelCard("tiny", "nothing: \"random\" numbers, 世界", "everything", "Apache-2.0")
+CARD = ModelCard("tiny", 'nothing: "random" numbers, 世界', "everything", "Apache-2.0")
 
 
 @pytest.fixture
@@ -40,8 +46,8 @@ def saved(model: Loopy, tmp_path: Path) -> Path:
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Same keys, same precision, same bits."""
     return one.keys() == other.keys() and all(
-        tensor.dtype == other[key].dtype and torch.equal(tensor, other[key])
-        for key, tensor in one.items())
+        tensor.dtype == other[key].dtype and torch.equal(tensor, other[key]) for key, tensor in one.items()
+    )
 
 
 def test_fp32_weights_come_back_bit_for_bit(model: Loopy, saved: Path) -> None:
@@ -51,9 +57,7 @@ def test_fp32_weights_come_back_bit_for_bit(model: Loopy, saved: Path) -> None:
     assert equal(again.state_dict(), model.state_dict())
 
 
-def test_a_model_on_the_meta_device_takes_the_tensors_as_they_are(
-    model: Loopy, saved: Path
-) -> None:
+def test_a_model_on_the_meta_device_takes_the_tensors_as_they_are(model: Loopy, saved: Path) -> None:
     with torch.device("meta"):
         again = Loopy(read_header(saved).config)
     load_strictly(again, load_tensors(saved)["loopy"], saved, assign=True)
@@ -70,9 +74,7 @@ def test_channels_last_weights_come_back_too(model: Loopy, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_the_rounded_weight(
-    model: Loopy, tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_half_precision_is_the_rounded_weight(model: Loopy, tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "half.safetensors"
     save_checkpoint(path, Header(TINY, CARD), {"loopy": model}, dtype)
     rounded = {key: tensor.to(dtype) for key, tensor in model.state_dict().items()}
@@ -82,8 +84,7 @@ def test_half_precision_is_the_rounded_weight(
 def test_several_networks_share_a_file_and_do_not_mix(model: Loopy, tmp_path: Path) -> None:
     codec = Autoencoder(AutoencoderConfig(width=16))
     path, sizes = tmp_path / "all.safetensors", {"autoencoder": {"width": 16}}
-    save_checkpoint(path, Header(TINY, CARD, sizes), {"loopy": model, "autoencoder": codec},
-                    torch.float32)
+    save_checkpoint(path, Header(TINY, CARD, sizes), {"loopy": model, "autoencoder": codec}, torch.float32)
     parts = load_tensors(path)
     assert set(parts) == {"loopy", "autoencoder"}
     for name, network in (("loopy", model), ("autoencoder", codec)):
@@ -105,7 +106,13 @@ def test_the_header_says_what_the_file_is(saved: Path) -> None:
     assert metadata["format"] == "loopy" and metadata["format_version"] == "1"
     assert json.loads(metadata["card"])["licence"] == "Apache-2.0"
     assert set(json.loads(metadata["config"])) == {
-        "image_size", "latent_scale", "clip", "unet", "audio", "diffusion"}
+        "image_size",
+        "latent_scale",
+        "clip",
+        "unet",
+        "audio",
+        "diffusion",
+    }
 
 
 def test_a_failing_save_leaves_the_file_of_before(
@@ -201,9 +208,14 @@ def test_a_newer_version_says_what_to_do(saved: Path) -> None:
         read_header(saved)
 
 
-@pytest.mark.parametrize("kind, counts", [
-    ("missing", ["1", "0", "0"]), ("extra", ["0", "1", "0"]), ("shape", ["0", "0", "1"]),
-])
+@pytest.mark.parametrize(
+    "kind, counts",
+    [
+        ("missing", ["1", "0", "0"]),
+        ("extra", ["0", "1", "0"]),
+        ("shape", ["0", "0", "1"]),
+    ],
+)
 def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(
     model: Loopy, saved: Path, kind: str, counts: list[str]
 ) -> None:
@@ -224,9 +236,7 @@ def test_tensors_that_do_not_fit_are_counted_and_the_first_is_named(
     assert equal(model.state_dict(), before)
 
 
-def test_the_first_tensor_of_another_shape_is_the_same_on_every_run(
-    model: Loopy, saved: Path
-) -> None:
+def test_the_first_tensor_of_another_shape_is_the_same_on_every_run(model: Loopy, saved: Path) -> None:
     state = {key: tensor[None] for key, tensor in load_tensors(saved)["loopy"].items()}
     with pytest.raises(NotALoopyModel, match=f"first: {min(state)}"):
         load_strictly(model, state, saved)

@@ -11,8 +11,12 @@ from .lip_sync import contact_sheet, load_meter, report, videos
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loopy_model.evaluate", description=__doc__)
-    parser.add_argument("--model", type=Path, default=BUNDLED, help="checkpoint (default: the bundled puppet)")
-    parser.add_argument("--faces", type=int, default=8, help="held-out faces, each with its own voice and text (8)")
+    parser.add_argument(
+        "--model", type=Path, default=BUNDLED, help="checkpoint (default: the bundled puppet)"
+    )
+    parser.add_argument(
+        "--faces", type=int, default=8, help="held-out faces, each with its own voice and text (8)"
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each video (4)")
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
     parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
@@ -40,7 +44,9 @@ def main() -> None:
 def table(rows: dict[str, dict[str, float]]) -> str:
     names = list(next(iter(rows.values())))
     lines = [f"{'':12}" + "".join(f"{name:>16}" for name in names)]
-    lines += [f"{row:12}" + "".join(f"{values[name]:16.3f}" for name in names) for row, values in rows.items()]
+    lines += [
+        f"{row:12}" + "".join(f"{values[name]:16.3f}" for name in names) for row, values in rows.items()
+    ]
     return "\n".join(lines)
 
 

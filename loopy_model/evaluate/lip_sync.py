@@ -5,10 +5,10 @@ drawn truth of the voice. Two yardsticks come from the same meter: the ground tr
 (the ceiling), and the generated videos against another voice's truth (the floor).
 """
 
-import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
-from typing import Iterator
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import SAMPLE_RATE
 from ..pipeline import Pipeline
-from ..puppet.clips import SPLITS, draw_clip, draw_frames
+from ..puppet.clips import SPLITS, Clip, draw_clip, draw_frames
 from ..puppet.meter import FaceMeter
 from ..puppet.motion import MOTION
 from ..puppet.samples import neutral_portrait
@@ -46,9 +46,17 @@ class Video:
     ceiling: Tensor  # (F, S, S, 3) the truth after the VAE
 
 
+def talking_clips(frames: int) -> Iterator[tuple[int, Clip]]:
+    """Held-out clips in the order of their seeds, without the silent ones, which have no rhythm to follow."""
+    for seed in count(FIRST_SEED):
+        clip = draw_clip(seed, frames, SPLITS["test"].voices)
+        if clip.motion[:, MOTION.index("open")].any():
+            yield seed, clip
+
+
 def held_out(number: int, frames: int, size: int) -> HeldOut:
-    seed = FIRST_SEED + number
-    clip = draw_clip(seed, frames, SPLITS["test"].voices)
+    """The `number`-th talking clip."""
+    seed, clip = next(islice(talking_clips(frames), number, None))
     drawn = torch.from_numpy(np.asarray(draw_frames(clip.identity, clip.motion, size)))
     return HeldOut(
         seed=seed,
@@ -107,7 +115,9 @@ def report(made: list[Video], meter: FaceMeter) -> dict[str, dict[str, float]]:
     }
 
 
-def _row(read: list[Tensor], truth: list[Tensor], frames: list[Tensor], portraits: list[Tensor]) -> dict[str, float]:
+def _row(
+    read: list[Tensor], truth: list[Tensor], frames: list[Tensor], portraits: list[Tensor]
+) -> dict[str, float]:
     row = {}
     for name in ("open", "width"):
         column = MOTION.index(name)
@@ -123,7 +133,11 @@ def contact_sheet(made: list[Video], every: int = 4, columns: int = 12) -> Tenso
     for video in made:
         size = video.generated.shape[1]
         still = torch.nn.functional.interpolate(
-            rearrange(video.truth.portrait, "h w c -> 1 c h w"), size=(size, size), mode="bicubic", antialias=True)
+            rearrange(video.truth.portrait, "h w c -> 1 c h w"),
+            size=(size, size),
+            mode="bicubic",
+            antialias=True,
+        )
         still = rearrange(still, "1 c h w -> h w c").clamp(0, 1)
         for frames in (video.generated, video.truth.frames):
             rows.append(torch.cat([still, *frames[::every][:columns]], 1))

@@ -25,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clips", type=int, default=1000, help="training clips of 8 s (1000)")
     parser.add_argument("--test-clips", type=int, default=16, help="held-out clips of 8 s (16)")
     parser.add_argument("--loopy", type=Path, help="pack: the model that loopy_model.train exported")
-    parser.add_argument("--result", type=Path, default=Path("loopy-puppet.safetensors"), help="pack: the file to write")
+    parser.add_argument(
+        "--result", type=Path, default=Path("loopy-puppet.safetensors"), help="pack: the file to write"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     return parser
 
@@ -80,7 +82,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.only == "pack":
         if not options.loopy:
-            raise SystemExit("pack needs --loopy, the loopy.safetensors in the run directory of loopy_model.train")
+            raise SystemExit(
+                "pack needs --loopy, the loopy.safetensors in the run directory of loopy_model.train"
+            )
         print(pack(options.run_dir, options.loopy, options.result))
         pack_meter(options.run_dir, options.result.with_name("face_meter.safetensors"))
         return

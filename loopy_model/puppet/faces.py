@@ -106,9 +106,7 @@ def ellipse(
     return (radius - 1) * radius * torch.rsqrt(u * u + v * v + 1e-8)
 
 
-def glow(
-    x: torch.Tensor, y: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float
-) -> torch.Tensor:
+def glow(x: torch.Tensor, y: torch.Tensor, a: torch.Tensor | float, b: torch.Tensor | float) -> torch.Tensor:
     """A soft spot, 1 in the middle."""
     return torch.exp(-((x / a) ** 2) - (y / b) ** 2)
 
@@ -193,9 +191,7 @@ def _paint_mouth(canvas: _Canvas, face: _Planes, pose: _Pose) -> None:
     x = canvas.feature_x
     y = canvas.feature_y - pose.mouth_y + 0.8 * x * x  # corners up: a friendly face at rest
     upper = torch.where(y < 0, 0.9, 1.08)  # the upper lip is in shade
-    canvas.paint(
-        face.lips * upper[:, None], canvas.cover(ellipse(x, y, wide + 0.035, high + 0.036))
-    )
+    canvas.paint(face.lips * upper[:, None], canvas.cover(ellipse(x, y, wide + 0.035, high + 0.036)))
     canvas.paint((1.0, 0.85, 0.85), 0.3 * glow(x, y - high - 0.02, 0.07, 0.012))
     thin = (2 * high / canvas.pixel).clamp(max=1)  # a closed mouth is thinner than a pixel
     inside = canvas.cover(ellipse(x, y, wide, high)) * thin

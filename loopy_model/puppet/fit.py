@@ -64,9 +64,7 @@ def fit(
     return metrics or report()
 
 
-def _update(
-    network: nn.Module, optimiser: torch.optim.Optimizer, loss: torch.Tensor, rate: float
-) -> float:
+def _update(network: nn.Module, optimiser: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> float:
     for group in optimiser.param_groups:
         group["lr"] = rate
     optimiser.zero_grad()

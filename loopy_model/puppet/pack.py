@@ -35,10 +35,14 @@ def pack(lab: Path, loopy: Path, result: Path) -> Path:
     load_strictly(model, load_tensors(loopy)["loopy"], loopy)
     latents = np.load(lab / "prepared" / "test" / "latents.npy", mmap_mode="r")[:, ::20].reshape(-1, 16, 8, 8)
     preview = preview_colours(autoencoder, torch.from_numpy(latents.astype(np.float32)))
-    header = Header(PUPPET, CARD, {
-        "speech_encoder": speech.config,
-        "autoencoder": {"sizes": asdict(autoencoder.config), "preview": preview},
-    })
+    header = Header(
+        PUPPET,
+        CARD,
+        {
+            "speech_encoder": speech.config,
+            "autoencoder": {"sizes": asdict(autoencoder.config), "preview": preview},
+        },
+    )
     parts = {"loopy": model, "speech_encoder": speech, "autoencoder": autoencoder}
     save_checkpoint(result, header, parts)
     return result

@@ -133,9 +133,7 @@ class Synthesiser:
             index += 1
         return 0
 
-    def say(
-        self, text: str, voice: str, rate: int, pitch: int
-    ) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    def say(self, text: str, voice: str, rate: int, pitch: int) -> tuple[np.ndarray, list[tuple[float, str]]]:
         """Samples (n,) in -1..1 at `self.rate`, and (seconds, phoneme name) events."""
         self.chunks.clear()
         self.phonemes.clear()

@@ -234,9 +234,7 @@ def disturb(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images + 0.03 * torch.randn(images.shape, generator=generator)
 
 
-def _held_out_frames(
-    test: Path, autoencoder: Autoencoder
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _held_out_frames(test: Path, autoencoder: Autoencoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Every fourth frame of the test clips: as drawn, as reconstructed, and the truth."""
     motion, identity = np.load(test / "motion.npy")[:, ::4], np.load(test / "identity.npy")
     clips = zip(identity, motion, strict=True)

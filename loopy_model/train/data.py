@@ -27,8 +27,10 @@ class PreparedClips:
         )
         self.ages = np.array([age for (age,) in TemporalSegments(self.clip).ages()])
         if self.latents.shape[2] != config.unet.latent_channels:
-            raise ValueError(f"{folder}/latents.npy has {self.latents.shape[2]} channels, the model "
-                             f"{config.unet.latent_channels}; prepare the clips with the model's own VAE.")
+            raise ValueError(
+                f"{folder}/latents.npy has {self.latents.shape[2]} channels, the model "
+                f"{config.unet.latent_channels}; prepare the clips with the model's own VAE."
+            )
 
     def draw(self, batch: int, frames: int, rng: np.random.Generator) -> Batch:
         """A batch of `frames` consecutive frames each; `rng` alone decides which."""

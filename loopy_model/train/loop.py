@@ -4,9 +4,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from ..diffusion import NoiseSchedule
 from ..model import Loopy
 from .data import PreparedClips
-from .objective import Batch, draw, loss_per_sample
+from .objective import draw, loss_per_sample
 from .stages import Recipe, Stage
 
 VALIDATION_CLIPS = 16
@@ -27,8 +28,15 @@ class Trainer:
     """Runs the stages of a recipe. All randomness of a step comes from (seed, stage, step), so a
     resumed run draws what an uninterrupted one would have drawn."""
 
-    def __init__(self, recipe: Recipe, run_dir: Path, train: PreparedClips, test: PreparedClips,
-                 device: str = "cpu", save_every: int = 200) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        train: PreparedClips,
+        test: PreparedClips,
+        device: str = "cpu",
+        save_every: int = 200,
+    ) -> None:
         self.recipe, self.run_dir, self.train, self.test = recipe, run_dir, train, test
         self.device, self.save_every = device, save_every
         self.schedule = NoiseSchedule(recipe.config.diffusion)
@@ -52,8 +60,12 @@ class Trainer:
         return self.ema.module
 
     def _run_stage(self, stage: Stage, state: dict[str, Any] | None) -> None:
-        optimizer = torch.optim.AdamW(self.model.parameters(), stage.learning_rate,
-                                      betas=(0.9, stage.beta2), weight_decay=self.recipe.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            stage.learning_rate,
+            betas=(0.9, stage.beta2),
+            weight_decay=self.recipe.weight_decay,
+        )
         if state and state["optimizer"]:
             optimizer.load_state_dict(state["optimizer"])
         bar = tqdm(total=stage.steps, initial=self.step, desc=f"stage {stage.name}", mininterval=5)
@@ -73,8 +85,10 @@ class Trainer:
     def _train_step(self, stage: Stage, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
         loss = self._losses(self.model, stage, self.train, stage.batch, self.step).mean()
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {self.step} of stage {stage.name} is {loss.item()}; "
-                                     f"lower the learning rate and start again from {self.run_dir}.")
+            raise FloatingPointError(
+                f"the loss of step {self.step} of stage {stage.name} is {loss.item()}; "
+                f"lower the learning rate and start again from {self.run_dir}."
+            )
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
@@ -103,8 +117,11 @@ class Trainer:
 
     def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
         state = {
-            "stage": self.stage_index, "step": self.step, "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(), "optimizer": optimizer and optimizer.state_dict(),
+            "stage": self.stage_index,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": optimizer and optimizer.state_dict(),
         }
         partial = self.run_dir / "state.pt.partial"
         torch.save(state, partial)

@@ -117,9 +117,11 @@ def _masked(features: Tensor, present: Tensor, kept: Tensor) -> Tensor:
 def _motion_latents(model: Loopy, batch: Batch, source: Tensor) -> Tensor:
     """One of the three inputs per sample, as drawn."""
     module, frames = model.audio_to_latents, batch.clip.shape[1]
-    queries = torch.stack([
-        module.audio_query(model.audio_norm(batch.windows)),
-        module.variance_query("head movement", batch.movement, frames),
-        module.variance_query("expression", batch.expression, frames),
-    ])  # (3, B, F, 256)
+    queries = torch.stack(
+        [
+            module.audio_query(model.audio_norm(batch.windows)),
+            module.variance_query("head movement", batch.movement, frames),
+            module.variance_query("expression", batch.expression, frames),
+        ]
+    )  # (3, B, F, 256)
     return module(queries[source, torch.arange(len(source))])

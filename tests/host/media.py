@@ -12,8 +12,9 @@ from PIL import Image
 
 def write_tone(path: Path, seconds: float, rate: int = 16_000, channels: int = 1) -> None:
     """A 220 Hz tone as 16-bit PCM."""
-    wave_form = [round(8000 * math.sin(2 * math.pi * 220 * i / rate)) for i in range(round(seconds * rate))]
-    samples = array("h", (value for value in wave_form for _ in range(channels)))
+    turn = 2 * math.pi * 220 / rate  # radians per sample
+    tone = [round(8000 * math.sin(turn * i)) for i in range(round(seconds * rate))]
+    samples = array("h", (value for value in tone for _ in range(channels)))
     with wave.open(str(path), "wb") as file:
         file.setnchannels(channels)
         file.setsampwidth(2)
@@ -24,8 +25,8 @@ def write_tone(path: Path, seconds: float, rate: int = 16_000, channels: int = 1
 def write_picture(path: Path, width: int, height: int) -> None:
     """A colour gradient, so that up and down, left and right differ."""
     picture = Image.new("RGB", (width, height))
-    pixels = [(255 * x // width, 255 * y // height, 128) for y in range(height) for x in range(width)]
-    picture.putdata(pixels)
+    places = ((x, y) for y in range(height) for x in range(width))
+    picture.putdata([(255 * x // width, 255 * y // height, 128) for x, y in places])
     picture.save(path)
 
 

@@ -14,14 +14,15 @@ from scripts.host import Host
 
 # Words of Python and PyTorch that mean nothing to the person in front of the graph.
 PROGRAMMER = re.compile(
-    r"Traceback|[A-Z]\w+(Error|Exception)\b|NoneType|torch\.|dtype|\btensors?\b|shape|\bkeys?\b|<class|self\.",
+    r"Traceback|[A-Z]\w+(Error|Exception)\b|NoneType|torch\.|dtype|\btensors?\b|shape|\bkeys?\b"
+    r"|<class|self\.",
     re.IGNORECASE,
 )
 
 
 @pytest.fixture(autouse=True)
 def nothing_half_written(host: Host) -> None:
-    """After each test every file in the output folder is a complete video, and nothing is outside."""
+    """After each test the output folder holds complete videos only, and nothing is outside."""
     yield
     outside = [path for path in host.base.iterdir() if path.suffix]
     assert [path.name for path in outside] == ["comfyui.log"]
@@ -63,7 +64,9 @@ def test_file_of_another_model(client: Client, model_folder: Path) -> None:
     assert_clear(complaint(client, prompt), "other.safetensors")
 
 
-def test_download_that_was_cut_short(client: Client, model_folder: Path, bundled_model: Path) -> None:
+def test_download_that_was_cut_short(
+    client: Client, model_folder: Path, bundled_model: Path
+) -> None:
     data = bundled_model.read_bytes()
     (model_folder / "half.safetensors").write_bytes(data[: len(data) // 2])
     prompt = change(short_start(seed=10), "LoopyLoadModel", model_name="half.safetensors")
@@ -118,7 +121,7 @@ def test_very_short_audio(client: Client, input_folder: Path, seconds: float) ->
 
 def test_start_behind_the_end_of_the_audio(client: Client) -> None:
     prompt = short_start(seed=13, start_frame=100_000, frames=0)
-    assert_clear(complaint(client, prompt), "start_frame", "start frame")
+    assert_clear(complaint(client, prompt), "start_frame")
 
 
 # Portraits
@@ -188,9 +191,9 @@ def test_other_frame_rates(host: Host, client: Client, fps: float) -> None:
 
 @pytest.mark.parametrize("prefix", ["../../escape", "/tmp/escape", "..", "a/../../escape"])
 def test_file_name_that_leads_out_of_the_output_folder(client: Client, prefix: str) -> None:
-    assert_clear(complaint(client, combine(filename_prefix=prefix)), "filename_prefix", "filename prefix")
+    assert_clear(complaint(client, combine(filename_prefix=prefix)), "filename_prefix")
 
 
 @pytest.mark.parametrize("prefix", ["", "sub/folder/name", "%date:yyyy%", "ünï çødé", "a:b?c*d"])
 def test_unusual_file_names(client: Client, prefix: str) -> None:
-    works_or_explains(client, combine(filename_prefix=prefix), "filename_prefix", "filename prefix")
+    works_or_explains(client, combine(filename_prefix=prefix), "filename_prefix")

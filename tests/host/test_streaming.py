@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.environment import NEWEST, OLDEST, ROOT, get_host
+from scripts.environment import NEWEST, OLDEST, get_host
 from scripts.host import make_base
 
 LOAD_PARTLY = """

@@ -14,9 +14,9 @@ from loopy_model.puppet import speech
 from loopy_model.puppet.clips import SPLITS, draw_clip, draw_frames
 from loopy_model.puppet.faces import landmarks, render
 from loopy_model.puppet.fit import Recipe, fit
-from loopy_model.puppet.identity import IDENTITY_SIZE, draw_identity
+from loopy_model.puppet.identity import draw_identity
 from loopy_model.puppet.meter import FaceMeter
-from loopy_model.puppet.motion import BLINK, HEAD_X, MOTION, OPEN, WIDTH, draw_motion
+from loopy_model.puppet.motion import BLINK, MOTION, OPEN, WIDTH, draw_motion
 
 SMALL = AutoencoderConfig(width=16, decoder_blocks=1)
 
