@@ -103,7 +103,7 @@ class Host:
         deadline = time.monotonic() + START_SECONDS
         while not self.answers():
             if self.process.poll() is not None:
-                raise HostError(f"ComfyUI ended while starting.\n{self.log_tail()}")
+                raise HostError(f"{self.python} could not start ComfyUI.\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise HostError(f"ComfyUI is silent after {START_SECONDS} s.\n{self.log_tail()}")
             time.sleep(0.2)
