@@ -31,7 +31,7 @@ def theirs(config: DiffusionConfig):  # noqa: ANN201
 
 
 def every_config() -> list[DiffusionConfig]:
-    configs = [
+    return [
         DiffusionConfig(
             beta_schedule=betas,
             prediction=prediction,
@@ -44,13 +44,14 @@ def every_config() -> list[DiffusionConfig]:
         for zero in (False, True)
         for spacing in SPACINGS
         for one in (False, True)
+        if not (zero and prediction == "epsilon" and spacing != "leading")  # refused, see below
     ]
-    # Noise alone says nothing about the picture: epsilon cannot start where the signal is zero.
-    return [
-        c
-        for c in configs
-        if not (c.zero_terminal_snr and c.prediction == "epsilon" and c.spacing != "leading")
-    ]
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_epsilon_is_refused_where_the_first_step_has_no_signal(spacing: str) -> None:
+    with pytest.raises(ValueError, match="use v_prediction or leading spacing"):
+        DiffusionConfig(prediction="epsilon", zero_terminal_snr=True, spacing=spacing)
 
 
 @pytest.mark.parametrize("betas", ["scaled_linear", "linear"])
