@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
     parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
     parser.add_argument("--ref-ratio", type=float, default=1.5, help="guidance of the portrait (1.5)")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) here")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG or JPEG) here")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     return parser
 
