@@ -21,9 +21,6 @@ START_SECONDS, STOP_SECONDS = 300, 15
 ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONIOENCODING": "utf-8",
-    # CPU threads that wait for each other sleep instead of spinning, which on a machine that has
-    # other work makes the steps of a small model many times slower (measured: 0.4 s and 20 s).
-    "OMP_WAIT_POLICY": "PASSIVE",
 }
 HAS_ACCELERATOR = """
 import torch
