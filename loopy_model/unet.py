@@ -6,11 +6,13 @@ is a place where the trunk attends; both nets have the same sites in the same or
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .conditions import Conditions, KeyValue, SiteConditions, SiteFeatures
 from .config import LoopyConfig, UNetConfig
@@ -22,6 +24,8 @@ Site = Callable[["Block", int, Tensor], Tensor]
 
 class Block(nn.Module):
     """Residual blocks of one level, each followed by an attention site if the level has them."""
+
+    checkpointing = False  # training may set it: activations are made again when the gradients need them
 
     def __init__(self, inputs: list[int], channels: int, config: UNetConfig, sites: int) -> None:
         super().__init__()
@@ -47,8 +51,11 @@ class Block(nn.Module):
         )
         self.intra_modules = nn.ModuleList([IntraClipLayer(channels, unet, clip.frames) for _ in sites])
 
+    def run(self, layer: nn.Module, *inputs: Any) -> Any:
+        return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)
+
     def layer(self, i: int, x: Tensor, temb: Tensor, site: Site) -> Tensor:
-        x = self.resnets[i](x, temb)
+        x = self.run(self.resnets[i], x, temb)
         return site(self, i, x) if hasattr(self, "attentions") else x
 
 
@@ -75,7 +82,7 @@ class MidBlock(Block):
         super().__init__([channels, channels], channels, config, 1)
 
     def forward(self, x: Tensor, temb: Tensor, site: Site) -> Tensor:
-        return self.resnets[1](self.layer(0, x, temb, site), temb)
+        return self.run(self.resnets[1], self.layer(0, x, temb, site), temb)
 
 
 class UpBlock(Block):
@@ -117,10 +124,11 @@ class UNet(nn.Module):
             self.up_blocks.append(UpBlock(inputs, width, config, config.attention[i], i == 0))
             below = width
 
+    def blocks(self) -> Iterator[Block]:
+        yield from (*self.down_blocks, self.mid_block, *self.up_blocks)
+
     def blocks_with_sites(self) -> Iterator[Block]:
-        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
-            if hasattr(block, "attentions"):
-                yield block
+        return (block for block in self.blocks() if hasattr(block, "attentions"))
 
     def trunk(self, x: Tensor, temb: Tensor, site: Site) -> Tensor:
         """(B, C, h, w) -> (B, channels[0], h, w)."""
@@ -142,7 +150,7 @@ class ReferenceUNet(UNet):
         seen: list[SiteFeatures] = []
 
         def read(block: Block, i: int, x: Tensor) -> Tensor:
-            x, normed = block.attentions[i](x)
+            x, normed = block.run(block.attentions[i], x)
             seen.append(SiteFeatures(normed, x))
             return x
 
@@ -169,12 +177,12 @@ class DenoisingUNet(UNet):
 
         def attend(block: Block, i: int, x: Tensor) -> Tensor:
             site = next(sites)
-            x, _ = block.attentions[i](x, _per_frame(site.reference, frames))
+            x, _ = block.run(block.attentions[i], x, _per_frame(site.reference, frames))
             if conditions.spatial_only:
                 return x
-            x = block.inter_modules[i](x, frames, site.motion)
-            x = x + block.audio_modules[i](x, site.audio)
-            return block.intra_modules[i](x, frames)
+            x = block.run(block.inter_modules[i], x, frames, site.motion)
+            x = x + block.run(block.audio_modules[i], x, site.audio)
+            return block.run(block.intra_modules[i], x, frames)
 
         temb = self.time_embedding(timestep, noisy)  # (B, T)
         temb = repeat(temb, "b t -> b f t", f=frames)
