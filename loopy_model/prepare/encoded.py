@@ -1,0 +1,85 @@
+"""The encoded clip: one safetensors file that training reads, and the only home of its format.
+
+Tensors: `latents` (F, C, h, w) float16, VAE latents as the VAE gives them; `speech` (F, L, D) float16,
+hidden states of the speech encoder at the middle of each frame, absent where nothing is heard;
+`landmarks` (F, 68, 2) float32 in 0..1 of the picture. Metadata: `format`, `clip` (JSON of
+`EncodedClip`) and `encoders` (JSON of what made the tensors).
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FOLDER = "encoded"  # below the data folder
+FORMAT = "loopy-encoded-clip"
+
+
+class BadClip(ValueError):
+    """A clip cannot be used; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    name: str
+    frames: int
+    split: str  # "train" or "test"
+    voiced: bool  # False: no sound, used in stage one only
+
+
+def path_of(data: Path, name: str) -> Path:
+    return data / FOLDER / f"{name}.safetensors"
+
+
+def write_encoded(
+    data: Path,
+    clip: EncodedClip,
+    latents: Tensor,
+    landmarks: Tensor,
+    speech: Tensor | None,
+    encoders: dict[str, Any],
+) -> None:
+    """Writes one clip; its file appears only when it is complete. Raises BadClip for NaN or infinities."""
+    tensors = {"latents": latents.half(), "landmarks": landmarks.float()}
+    if speech is not None:
+        tensors["speech"] = speech.half()
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise BadClip(
+                f"{clip.name}: its {name} hold values that float16 cannot; "
+                "check the clip and the encoder that was given."
+            )
+    metadata = {"format": FORMAT, "clip": json.dumps(asdict(clip)), "encoders": json.dumps(encoders)}
+    path = path_of(data, clip.name)
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_metadata(path: Path) -> tuple[EncodedClip, dict[str, Any]]:
+    """The clip and its encoders, from the header alone."""
+    with open_encoded(path) as file:
+        metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise BadClip(f"{path} is not an encoded clip; take it out of the folder.")
+    return EncodedClip(**json.loads(metadata["clip"])), json.loads(metadata["encoders"])
+
+
+def open_encoded(path: Path) -> safe_open:
+    """The file, mapped into memory; `get_slice` reads a few frames only."""
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise BadClip(
+            f"{path} cannot be read ({error}); delete it and run `loopy prepare encode` again."
+        ) from error
