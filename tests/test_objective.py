@@ -27,9 +27,10 @@ SCHEDULE = NoiseSchedule(TINY.diffusion)
 
 
 def many_draws(dropping: ConditionDropping, batch: int = 8, steps: int = 4000) -> Draws:
-    generator, clip = torch.Generator().manual_seed(0), torch.zeros(batch, 1, 1, 1, 1)
-    drawn = [draw(clip, 1000, dropping, generator) for _ in range(steps)]
-    return Draws(*(torch.cat([getattr(d, name) for d in drawn]) for name in Draws.__annotations__))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw(batch, 1000, dropping, generator) for _ in range(steps)]
+    names = [name for name in Draws.__annotations__ if name != "noise"]  # each sample draws its own
+    return Draws(**{name: torch.cat([getattr(d, name) for d in drawn]) for name in names})
 
 
 def rate(dropped: Tensor) -> float:
@@ -135,7 +136,7 @@ def test_stratified_draws_stay_below_one(batch: int, monkeypatch: pytest.MonkeyP
     offset_of(monkeypatch, 1 - 2**-24)  # the largest value that torch.rand gives in float32
     generator = torch.Generator().manual_seed(0)
     assert stratified(batch, generator).max() < 1
-    drawn = draw(torch.zeros(batch, 1, 1, 1, 1), 1000, ConditionDropping(), generator)
+    drawn = draw(batch, 1000, ConditionDropping(), generator)
     assert drawn.timestep.max() < 1000 and drawn.source.max() < 3
 
 

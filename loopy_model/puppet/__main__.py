@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from ..autoencoder import Autoencoder
 from ..speech_encoder import SpeechEncoder
-from .clips import SPLITS, write_clips, write_latents, write_speech
-from .pack import pack, pack_meter
+from .clips import SPLITS, write_clips, write_encoded_clips
+from .pack import pack, pack_encoders, pack_meter
 from .train import train_autoencoder, train_meter, train_speech_encoder
 
 
@@ -54,11 +54,15 @@ class Laboratory:
             _say("speech encoder", train_speech_encoder(**self.folders, run_dir=self.run_dir))
 
     def prepare(self) -> None:
-        for folder in self.folders.values():
-            if not (folder / "latents.npy").exists():
-                write_latents(folder, self._trained(Autoencoder(), "autoencoder"))
-            if not (folder / "speech.npy").exists():
-                write_speech(folder, self._trained(SpeechEncoder(), "speech_encoder"))
+        autoencoder, speech = (
+            self._trained(Autoencoder(), "autoencoder"),
+            self._trained(SpeechEncoder(), "speech_encoder"),
+        )
+        encoders = self.run_dir / "encoders.safetensors"
+        if not encoders.exists():
+            pack_encoders(autoencoder, speech, encoders)
+        for name in SPLITS:
+            write_encoded_clips(self.run_dir / "prepared", name, autoencoder, speech, encoders)
 
     def meter(self) -> None:
         if not (self.run_dir / "meter.safetensors").exists():

@@ -1,9 +1,7 @@
 """Puppet clips, each a function of its seed, and the prepared data the denoiser trains on."""
 
-import os
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,8 @@ from tqdm import tqdm
 from ..audio import align_to_frames
 from ..autoencoder import Autoencoder
 from ..config import PUPPET
+from ..prepare.encoded import EncodedClip, path_of, write_encoded
+from ..prepare.encoders import Source
 from ..speech_encoder import SpeechEncoder
 from .faces import landmarks, render
 from .identity import draw_identity
@@ -21,6 +21,7 @@ from .speech import FPS, HELD_OUT_VOICES, SAMPLES_PER_FRAME, TRAINING_VOICES, ut
 
 FRAMES = 200  # per clip, 8 s
 SIZE = PUPPET.image_size  # pixels of a training frame
+DRAWN = ("identity", "motion", "landmarks", "waveform")  # one array each below a split's folder
 
 
 @dataclass(frozen=True)
@@ -84,25 +85,25 @@ def to_signed(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
-def write_latents(folder: Path, autoencoder: Autoencoder) -> None:
-    """latents.npy float16 (N, F, C, SIZE / 8, SIZE / 8) of the drawn frames."""
-    identities, motions = np.load(folder / "identity.npy"), np.load(folder / "motion.npy")
-    clips = zip(identities, motions, strict=True)
-    _write(
-        folder / "latents.npy",
-        len(motions),
-        (_encode(draw_frames(*clip), autoencoder) for clip in clips),
-    )
+def write_encoded_clips(
+    folder: Path, split: str, autoencoder: Autoencoder, encoder: SpeechEncoder, encoders: Path
+) -> None:
+    """What `loopy_model.train` reads, from the drawn clips in `folder`/`split`; resumes.
 
-
-def write_speech(folder: Path, encoder: SpeechEncoder) -> None:
-    """speech.npy float16 (N, F, layers, width): hidden states at the middle of each frame."""
-    waveforms = np.load(folder / "waveform.npy", mmap_mode="r")
-    _write(
-        folder / "speech.npy",
-        len(waveforms),
-        (_hear(waveform.astype(np.float32), encoder) for waveform in waveforms),
-    )
+    `encoders` is the checkpoint that both networks are stored in.
+    """
+    drawn = [np.load(folder / split / f"{name}.npy", mmap_mode="r") for name in DRAWN]
+    source = asdict(Source.of(encoders))
+    made_by = {"vae": source, "speech": source, "size": SIZE}
+    clips = zip(*drawn, strict=True)
+    for number, (identity, motion, points, waveform) in enumerate(
+        tqdm(clips, split, len(drawn[0]), mininterval=10)
+    ):
+        clip = EncodedClip(f"{split}-{number:05}", len(motion), split, voiced=True)
+        if not path_of(folder, clip.name).is_file():
+            latents = _encode(draw_frames(identity, motion), autoencoder)
+            speech = _hear(waveform.astype(np.float32), encoder)
+            write_encoded(folder, clip, latents, torch.tensor(points), speech, made_by)
 
 
 @torch.no_grad()
@@ -118,16 +119,3 @@ def _hear(waveform: np.ndarray, encoder: SpeechEncoder) -> torch.Tensor:
 
 def _repeat(identity: np.ndarray, frames: int) -> torch.Tensor:
     return torch.tensor(identity)[None].expand(frames, -1)
-
-
-def _write(path: Path, count: int, rows: Iterable[torch.Tensor]) -> None:
-    """Collect `count` rows as float16; the file appears under its name only when complete."""
-    array, partial = None, path.with_suffix(".partial")
-    rows = tqdm(rows, f"{path.parent.name} {path.stem}", count, mininterval=10)
-    for index, row in enumerate(rows):
-        if array is None:
-            shape = (count, *row.shape)
-            array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-        array[index] = row.numpy()
-    array.flush()
-    os.replace(partial, path)

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from einops import rearrange
 from safetensors.torch import load_file, save_file
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from ..autoencoder import Autoencoder
 from ..config import PUPPET
 from ..model import Loopy
+from ..prepare.encoded import FOLDER, open_encoded
 from ..speech_encoder import SpeechEncoder
 from ..weights import Header, ModelCard, load_strictly, load_tensors, save_checkpoint
 
@@ -33,19 +33,32 @@ def pack(lab: Path, loopy: Path, result: Path) -> Path:
     load_strictly(speech, load_file(lab / "speech_encoder.safetensors"), lab / "speech_encoder.safetensors")
     model = Loopy(PUPPET)
     load_strictly(model, load_tensors(loopy)["loopy"], loopy)
-    latents = np.load(lab / "prepared" / "test" / "latents.npy", mmap_mode="r")[:, ::20].reshape(-1, 16, 8, 8)
-    preview = preview_colours(autoencoder, torch.from_numpy(latents.astype(np.float32)))
-    header = Header(
-        PUPPET,
-        CARD,
-        {
-            "speech_encoder": speech.config,
-            "autoencoder": {"sizes": asdict(autoencoder.config), "preview": preview},
-        },
-    )
-    parts = {"loopy": model, "speech_encoder": speech, "autoencoder": autoencoder}
-    save_checkpoint(result, header, parts)
+    preview = preview_colours(autoencoder, held_out_latents(lab / "prepared"))
+    header = Header(PUPPET, CARD, _sizes(autoencoder, speech, preview))
+    save_checkpoint(result, header, {"loopy": model, "speech_encoder": speech, "autoencoder": autoencoder})
     return result
+
+
+def pack_encoders(autoencoder: Autoencoder, speech: SpeechEncoder, result: Path) -> None:
+    """Both encoders in one checkpoint without a model, in float32: what encodes the training clips."""
+    header = Header(PUPPET, CARD, _sizes(autoencoder, speech, None))
+    save_checkpoint(result, header, {"speech_encoder": speech, "autoencoder": autoencoder}, torch.float32)
+
+
+def _sizes(autoencoder: Autoencoder, speech: SpeechEncoder, preview: dict | None) -> dict[str, dict]:
+    return {
+        "speech_encoder": speech.config,
+        "autoencoder": {"sizes": asdict(autoencoder.config), "preview": preview},
+    }
+
+
+def held_out_latents(prepared: Path) -> torch.Tensor:
+    """Every 20th frame of the test clips, (N, C, h, w)."""
+    parts = []
+    for path in sorted((prepared / FOLDER).glob("test-*.safetensors")):
+        with open_encoded(path) as file:
+            parts.append(file.get_tensor("latents")[::20].float())
+    return torch.cat(parts)
 
 
 def pack_meter(lab: Path, result: Path) -> None:

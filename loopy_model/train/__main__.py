@@ -1,75 +1,189 @@
-"""`python -m loopy_model.train`: both stages of the paper, resumable by the same command."""
+"""`python -m loopy_model.train`: train or fine-tune; the same command resumes.
+
+One process as it is; several with `accelerate launch -m loopy_model.train ...` (or torchrun).
+"""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..weights import Header, ModelCard, save_checkpoint
+from ..adapter import save_adapter
+from ..model import Loopy
+from ..prepare.encoded import FOLDER, BadClip, read_metadata
+from ..weights import (
+    Header,
+    ModelCard,
+    NotALoopyModel,
+    load_strictly,
+    load_tensors,
+    read_header,
+    save_checkpoint,
+)
 from .data import PreparedClips
-from .loop import Trainer
-from .stages import RECIPES, Recipe
+from .loop import Settings, Trainer
+from .lora import adapter_tensors
+from .plan import describe, measured
+from .preview import Preview, mouth_reader
+from .stages import RECIPES, Recipe, read_recipe
+from .state import whole_weights
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m loopy_model.train", description=__doc__)
-    parser.add_argument("--recipe", choices=RECIPES, default="puppet", help="what to train (default: puppet)")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="prepared clips: a folder with train/ and test/ (python -m loopy_model.puppet makes it)",
+    parser = argparse.ArgumentParser(
+        prog="python -m loopy_model.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "--run-dir",
-        type=Path,
-        required=True,
-        help="state, log and result go here; the same command resumes from here",
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="data folder that `loopy prepare` filled")
+    add("--run-dir", type=Path, required=True, help="state, log, previews and result go here")
+    add(
+        "--recipe",
+        default="loopy",
+        help=f"{', '.join(RECIPES)}, or a JSON file (default: loopy, the paper's)",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
-    parser.add_argument("--save-every", type=int, default=200, metavar="STEPS")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    add("--base", type=Path, help="checkpoint to start from; `finetune` needs one")
+    add("--dry-run", action="store_true", help="print the plan, measure a few steps, and stop")
+    what = parser.add_argument_group("what to train (on top of the recipe)").add_argument
+    what("--steps", type=int, nargs="+", help="steps of each stage")
+    what("--batch", type=int, nargs="+", help="samples per step of each stage, over all processes")
+    what("--learning-rate", type=float, nargs="+", help="peak learning rate of each stage")
+    what("--low-rank", type=int, help="rank of the adapters on the spatial layers; 0 trains everything")
+    what("--optimizer", choices=("adamw", "adamw8bit"), help="adamw8bit needs bitsandbytes")
+    what("--seed", type=int)
+    how = parser.add_argument_group("how to carry it out").add_argument
+    how("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
+    how("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
+    how("--workers", type=int, default=0, help="processes that read data (0: none besides this one)")
+    how("--accumulate", type=int, default=1, help="pieces that a process cuts its share of a batch into")
+    how("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
+    how("--checkpointing", action="store_true", help="make activations again instead of keeping them")
+    how("--shard", action="store_true", help="spread weights, gradients and optimiser over the processes")
+    how("--save-every", type=int, default=200, metavar="STEPS", help="state and held-out loss (200)")
+    how("--preview-every", type=int, default=1000, metavar="STEPS", help="preview clips and lip sync (1000)")
+    how("--vae", type=Path, help="for previews (default: the VAE that encoded the clips)")
+    how(
+        "--lips",
+        default="none",
+        help="what reads lips in previews: meter (drawn faces), facemesh, dwpose:..., none",
+    )
     return parser
 
 
-def plan(recipe: Recipe, train: PreparedClips) -> str:
-    """What a run will do, in a few lines."""
-    videos, frames = train.latents.shape[:2]
-    lines = [f"recipe {recipe.name}, seed {recipe.seed}: {videos} videos of {frames} frames"]
-    for stage in recipe.stages:
-        unit = "single frames" if stage.spatial_only else f"{recipe.config.clip.frames}-frame clips"
-        lines.append(
-            f"stage {stage.name}: {stage.steps} steps of {stage.batch} {unit}, "
-            f"learning rate {stage.learning_rate:g}, {stage.dropping}"
-        )
-    return "\n".join(lines)
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe with what the command line changes in it."""
+    recipe = read_recipe(args.recipe)
+    stages = list(recipe.stages)
+    for name in ("steps", "batch", "learning_rate"):
+        values = getattr(args, name)
+        if values is None:
+            continue
+        if len(values) != len(stages):
+            option = name.replace("_", "-")
+            raise ValueError(
+                f"--{option} has {len(values)} values, the recipe {len(stages)} stages; give one each."
+            )
+        stages = [replace(stage, **{name: value}) for stage, value in zip(stages, values)]
+    given = {name: getattr(args, name) for name in ("low_rank", "optimizer", "seed")}
+    return replace(recipe, stages=tuple(stages), **{k: v for k, v in given.items() if v is not None})
 
 
-def export(trainer: Trainer, path: Path) -> None:
-    """The averaged model alone; `python -m loopy_model.puppet --only pack` adds encoder and VAE."""
-    card = ModelCard(
-        name=trainer.recipe.name,
-        trained_on=f"{len(trainer.train.latents)} prepared clips, recipe {trainer.recipe.name}",
-        limits="Only as good as those clips. Trained by this project's own entry point; ByteDance released no weights.",
-        licence="as chosen by whoever trained it",
+def settings_of(args: argparse.Namespace) -> Settings:
+    names = ("device", "workers", "accumulate", "mixed_precision", "checkpointing", "shard")
+    return Settings(
+        **{name: getattr(args, name) for name in names},
+        save_every=args.save_every,
+        preview_every=args.preview_every,
     )
-    save_checkpoint(path, Header(trainer.recipe.config, card), {"loopy": trainer.ema.module}, torch.float32)
+
+
+def with_base(recipe: Recipe, base: Path | None) -> tuple[Recipe, dict[str, torch.Tensor] | None]:
+    """The recipe with the sizes of the base model, and the base's weights in float32."""
+    if base is None:
+        if recipe.config is None or recipe.low_rank:
+            raise ValueError(f"recipe {recipe.name} trains on top of a model; give it with --base.")
+        return recipe, None
+    header = read_header(base)
+    if recipe.config not in (None, header.config):
+        raise ValueError(
+            f"{base.name} has other sizes than recipe {recipe.name}; give another base, "
+            'or a recipe file whose "config" is null.'
+        )
+    weights = {key: tensor.float() for key, tensor in load_tensors(base)["loopy"].items()}
+    model = Loopy(header.config)
+    load_strictly(model, weights, base)
+    return replace(recipe, config=header.config), weights
+
+
+def make_preview(args: argparse.Namespace, test: PreparedClips) -> Preview | None:
+    """None when there is no VAE to show anything with."""
+    from ..prepare.encoders import load_vae
+
+    path = args.vae
+    if path is None:
+        _, made_by = read_metadata(next((args.data / FOLDER).glob("*.safetensors")))
+        path = Path(made_by["vae"]["path"])
+        if not path.exists():
+            print(
+                f"no previews: the VAE that encoded the clips is not at {path} any more; give it with --vae"
+            )
+            return None
+    return Preview(test, load_vae(path, args.device), mouth_reader(args.lips))
+
+
+def export(trainer: Trainer, base: Path | None) -> Path | None:
+    """The result in one file: the averaged model, or the adapter that fine-tuning made."""
+    weights, recipe, config = whole_weights(trainer.objective), trainer.recipe, trainer.train.config
+    if not trainer.is_main:
+        return None
+    below = read_header(base).card if base else None
+    card = ModelCard(
+        name=f"{below.name}, fine-tuned" if below else recipe.name,
+        trained_on=f"{len(trainer.train.clips)} prepared clips, recipe {recipe.name}"
+        + (f", on top of {below.name}: {below.trained_on}" if below else ""),
+        limits="Only as good as those clips. Trained by this project's own entry point; ByteDance released no weights.",
+        licence=f"that of the base model: {below.licence}" if below else "as chosen by whoever trained it",
+    )
+    if recipe.low_rank:
+        path = trainer.run_dir / "adapter.safetensors"
+        save_adapter(path, config, card, adapter_tensors(weights))
+        return path
+    path, model = trainer.run_dir / "loopy.safetensors", Loopy(config)
+    model.load_state_dict(weights)
+    save_checkpoint(path, Header(config, card), {"loopy": model}, torch.float32)
+    return path
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    recipe, base = with_base(chosen_recipe(args), args.base)
+    train, test = (PreparedClips(args.data, split, recipe.config) for split in ("train", "test"))
+    settings = settings_of(args)
+    for stage in recipe.stages:
+        train.pool(stage), test.pool(stage)
+    preview = None if args.dry_run else make_preview(args, test)
+    if args.dry_run:
+        processes = 1
+        pieces = {s.name: max(1, s.batch // (settings.accumulate * processes)) for s in recipe.stages}
+        print(describe(recipe, recipe.config, train, test, pieces), flush=True)
+    trainer = Trainer(recipe, args.run_dir, train, test, settings, base, preview)
+    if args.dry_run:
+        print(measured(trainer))
+        return
+    trainer.run()
+    path = export(trainer, args.base)
+    if path is not None:
+        print(f"done: {path}")
 
 
 def main() -> None:
-    args = build_parser().parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    recipe = RECIPES[args.recipe]
-    train, test = (PreparedClips(args.data / split, recipe.config) for split in ("train", "test"))
-    print(plan(recipe, train))
-    if args.dry_run:
-        return
-    trainer = Trainer(recipe, args.run_dir, train, test, args.device, args.save_every)
-    trainer.run()
-    export(trainer, args.run_dir / "loopy.safetensors")
-    print(f"done: {args.run_dir / 'loopy.safetensors'}")
+    try:
+        run(build_parser().parse_args())
+    except (BadClip, NotALoopyModel, FloatingPointError, ValueError, OSError) as error:
+        raise SystemExit(
+            f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
+        ) from error
 
 
 if __name__ == "__main__":

@@ -1,73 +1,251 @@
-"""Prepared clips on disk -> training batches.
+"""Encoded clips on disk -> training samples.
 
-A prepared folder holds memory-mappable arrays: `latents.npy` (N, T, C, h, w) float16 VAE latents,
-`speech.npy` (N, T, L, D) float16 hidden states per video frame, `landmarks.npy` (N, T, P, 2) with
-the nose tip first.
+Sample i of step s is a function of (seed, stage, s, i) alone. So the number of data workers, of
+processes and of pieces that a batch is cut into changes nothing, and a resumed run reads what an
+uninterrupted one would have read.
 """
 
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from ..config import LoopyConfig
 from ..motion import TemporalSegments
 from ..movement import exp, glo, score
-from .objective import Batch
+from ..prepare.encoded import FOLDER, BadClip, EncodedClip, open_encoded, path_of, read_metadata
+from .objective import Batch, Draws, draw
+from .stages import Stage
+
+Values = TypeVar("Values", Batch, Draws)
+
+# First words of the seeds: numpy's SeedSequence takes (1, 2) and (1, 2, 0) for the same.
+WINDOWS, DRAWS, NOISE = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one sample shows: `frames` from `start` on, and another frame as the portrait."""
+
+    clip: EncodedClip
+    start: int
+    frames: int
+    portrait: int
+
+    def __str__(self) -> str:
+        return f"{self.clip.name} (frames {self.start} to {self.start + self.frames - 1})"
 
 
 class PreparedClips:
-    """N videos of T frames."""
+    """The encoded clips of one split, "train" or "test"."""
 
-    def __init__(self, folder: Path, config: LoopyConfig) -> None:
-        self.config, self.clip = config, config.clip
-        self.latents, self.speech, self.landmarks = (
-            _open(folder / f"{name}.npy") for name in ("latents", "speech", "landmarks")
+    def __init__(self, data: Path, split: str, config: LoopyConfig) -> None:
+        self.data, self.split, self.config = data, split, config
+        self.motion_ages = [age for (age,) in TemporalSegments(config.clip).ages()]
+        paths = sorted((data / FOLDER).glob("*.safetensors"))
+        if not paths:
+            raise BadClip(f"{data} has no encoded clips; run `loopy prepare encode {data}` first.")
+        read = (read_metadata(path) for path in tqdm(paths, f"{split} clips", disable=len(paths) < 2000))
+        self.clips = [clip for clip, _ in read if clip.split == split]
+
+    def fingerprint(self) -> str:
+        """Changes when a clip comes, goes or changes its length: then the draws change too."""
+        names = "\n".join(f"{clip.name} {clip.frames} {clip.voiced}" for clip in self.clips)
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    def pool(self, stage: Stage) -> "Pool":
+        """The clips that can serve a stage. Raises BadClip when there are none."""
+        frames = 1 if stage.spatial_only else self.config.clip.frames
+        usable = [c for c in self.clips if c.frames >= frames and (c.voiced or stage.spatial_only)]
+        if not usable:
+            kind = "clip" if stage.spatial_only else f"clip with sound and {frames} frames"
+            raise BadClip(
+                f"{self.data} has no {self.split} {kind} for stage {stage.name}; prepare more videos"
+                + (", or name some as test videos." if self.split == "test" else ".")
+            )
+        return Pool(usable, frames)
+
+    def read(self, window: Window) -> Batch:
+        """One sample, a `Batch` whose tensors lack the first dimension."""
+        path = path_of(self.data, window.clip.name)
+        try:
+            with open_encoded(path) as file:
+                sample = self._sample(file, window)
+        except (SafetensorError, IndexError, OSError) as error:
+            raise BadClip(
+                f"{path} cannot be read ({error}); delete it and run `loopy prepare encode` again."
+            ) from error
+        for field, tensor in _tensors(sample):
+            if not torch.isfinite(tensor).all():
+                raise BadClip(f"{window} in {path} holds NaN or infinite values ({field}); encode it again.")
+        return sample
+
+    def _sample(self, file, window: Window) -> Batch:  # noqa: ANN001
+        latents, start, frames = file.get_slice("latents"), window.start, window.frames
+        scale, channels = self.config.latent_scale, latents.get_shape()[1]
+        if channels != self.config.unet.latent_channels:
+            raise BadClip(
+                f"{window.clip.name} has latents of {channels} channels, the model "
+                f"{self.config.unet.latent_channels}; encode the clips with the model's own VAE."
+            )
+        still = Batch(
+            clip=latents[start : start + frames].float() * scale,
+            reference=latents[window.portrait : window.portrait + 1][0].float() * scale,
         )
-        self.ages = np.array([age for (age,) in TemporalSegments(self.clip).ages()])
-        if self.latents.shape[2] != config.unet.latent_channels:
+        if frames == 1:
+            return still
+        past = [start - 1 - age for age in self.motion_ages]
+        zero = torch.zeros_like(still.reference)
+        motion = [latents[t : t + 1][0].float() * scale if t >= 0 else zero for t in past]
+        landmarks = file.get_slice("landmarks")[start : start + frames]
+        return replace(
+            still,
+            motion=torch.stack(motion),
+            present=torch.tensor(past) >= 0,
+            windows=self._windows(file.get_slice("speech"), window),
+            movement=score(glo(landmarks)),
+            expression=score(exp(landmarks)),
+        )
+
+    def _windows(self, speech, window: Window) -> Tensor:  # noqa: ANN001
+        """(F, W, L, D), clamped at the ends of the video as at inference."""
+        context, last = self.config.clip.audio_context, window.clip.frames - 1
+        first, end = window.start - context, window.start + window.frames + context
+        heard = speech[max(first, 0) : min(end, last + 1)].float()[:, -self.config.audio.layers :]
+        frames = torch.arange(window.start, window.start + window.frames)[:, None]
+        index = (frames + torch.arange(-context, context + 1)).clamp(0, last)
+        return heard[index - max(first, 0)]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Every place where a sample of `frames` frames can start, all equally likely."""
+
+    clips: list[EncodedClip]
+    frames: int
+
+    def draw(self, count: int, rng: np.random.Generator) -> list[Window]:
+        """`count` windows; `rng` alone decides which."""
+        starts = np.array([clip.frames - self.frames + 1 for clip in self.clips])
+        end = starts.cumsum()
+        place, portrait = rng.integers(end[-1], size=count), rng.random(count)
+        index = np.searchsorted(end, place, side="right")
+        start = place - (end - starts)[index]
+        return [
+            Window(self.clips[i], int(s), self.frames, int(p * self.clips[i].frames))
+            for i, s, p in zip(index, start, portrait)
+        ]
+
+
+class Place(NamedTuple):
+    """Sample `index` of the whole batch of a step."""
+
+    step: int
+    index: int
+
+
+class Samples(Dataset):
+    """Sample and draws of any place of a stage, for any number of data workers."""
+
+    def __init__(
+        self, clips: PreparedClips, stage: Stage, seed: tuple[int, int], batch: int | None = None
+    ) -> None:
+        self.clips, self.stage, self.seed = clips, stage, seed
+        self.pool, self.batch = clips.pool(stage), batch or stage.batch
+
+    def windows(self, step: int) -> list[Window]:
+        """What the whole batch of a step shows."""
+        return self.pool.draw(self.batch, np.random.default_rng((WINDOWS, *self.seed, step)))
+
+    def draws(self, step: int) -> Draws:
+        """The whole batch's draws but the noise."""
+        generator = _generator(DRAWS, *self.seed, step)
+        return draw(self.batch, self.clips.config.diffusion.train_steps, self.stage.dropping, generator)
+
+    def __getitem__(self, place: Place) -> tuple[Batch, Draws] | BadClip:
+        # An exception would reach the main process wrapped in the worker's traceback.
+        try:
+            sample = self.clips.read(self.windows(place.step)[place.index])
+        except BadClip as error:
+            return error
+        own = Draws(**{name: tensor[place.index] for name, tensor in _tensors(self.draws(place.step))})
+        noise = torch.randn(sample.clip.shape, generator=_generator(NOISE, *self.seed, *place))
+        return sample, replace(own, noise=noise)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which samples this process reads in which order: `steps` x `pieces` of a batch each."""
+
+    steps: range
+    batch: int
+    pieces: int = 1  # pieces that one process goes through in turn (gradient accumulation)
+    rank: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch % (self.pieces * self.processes):
             raise ValueError(
-                f"{folder}/latents.npy has {self.latents.shape[2]} channels, the model "
-                f"{config.unet.latent_channels}; prepare the clips with the model's own VAE."
+                f"a batch of {self.batch} cannot be cut evenly for {self.processes} processes and "
+                f"{self.pieces} accumulated pieces; change one of the three."
             )
 
-    def draw(self, batch: int, frames: int, rng: np.random.Generator) -> Batch:
-        """A batch of `frames` consecutive frames each; `rng` alone decides which."""
-        videos, length = self.latents.shape[:2]
-        video = rng.integers(videos, size=batch)
-        start = rng.integers(length - frames + 1, size=batch)
-        portrait = rng.integers(length, size=batch)
-        return self.batch(video, start, portrait, frames)
+    @property
+    def piece(self) -> int:
+        """Samples that pass through the net at once."""
+        return self.batch // (self.pieces * self.processes)
 
-    def batch(self, video: np.ndarray, start: np.ndarray, portrait: np.ndarray, frames: int) -> Batch:
-        time = start[:, None] + np.arange(frames)  # (B, F)
-        past = start[:, None] - 1 - self.ages  # (B, M)
-        landmarks = torch.from_numpy(self.landmarks[video[:, None], time])
-        present = torch.from_numpy(past >= 0)
-        motion = self._latents(video[:, None], np.maximum(past, 0))
-        return Batch(
-            clip=self._latents(video[:, None], time),
-            reference=self._latents(video, portrait),
-            motion=motion * present[..., None, None, None],
-            present=present,
-            windows=self._windows(video, time),
-            movement=score(glo(landmarks)),
-            expression=score(exp(landmarks)) if frames > 1 else torch.zeros(len(video)),
-        )
+    def __len__(self) -> int:
+        return len(self.steps) * self.pieces
 
-    def _latents(self, video: np.ndarray, time: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.latents[video, time].astype(np.float32)) * self.config.latent_scale
-
-    def _windows(self, video: np.ndarray, time: np.ndarray) -> Tensor:
-        """(B, F, W, L, D), clamped at the ends of the video as at inference."""
-        context = self.clip.audio_context
-        index = np.clip(time[..., None] + np.arange(-context, context + 1), 0, self.speech.shape[1] - 1)
-        heard = self.speech[video[:, None, None], index].astype(np.float32)
-        return torch.from_numpy(heard[..., -self.config.audio.layers :, :])
+    def __iter__(self) -> Iterator[list[Place]]:
+        for step in self.steps:
+            for piece in range(self.pieces):
+                first = (piece * self.processes + self.rank) * self.piece
+                yield [Place(step, first + i) for i in range(self.piece)]
 
 
-def _open(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; prepare the clips first (python -m loopy_model.puppet).")
-    return np.load(path, mmap_mode="r")
+def load(samples: Samples, schedule: Schedule, workers: int, device: torch.device) -> DataLoader:
+    """Batches in the order of the schedule."""
+    return DataLoader(
+        samples,
+        batch_sampler=schedule,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0,
+    )
+
+
+def collate(samples: list[tuple[Batch, Draws] | BadClip]) -> tuple[Batch, Draws] | BadClip:
+    bad = [sample for sample in samples if isinstance(sample, BadClip)]
+    return bad[0] if bad else tuple(_stack(values) for values in zip(*samples))
+
+
+def _stack(values: list[Values]) -> Values:
+    names = [name for name, _ in _tensors(values[0])]
+    return type(values[0])(**{name: torch.stack([getattr(v, name) for v in values]) for name in names})
+
+
+def to(values: Values, device: torch.device) -> Values:
+    """The same on another device."""
+    return type(values)(**{name: t.to(device, non_blocking=True) for name, t in _tensors(values)})
+
+
+def _tensors(values: Batch | Draws) -> list[tuple[str, Tensor]]:
+    """Name and tensor of every field that is not None."""
+    pairs = ((field.name, getattr(values, field.name)) for field in fields(values))
+    return [(name, tensor) for name, tensor in pairs if tensor is not None]
+
+
+def _generator(*seed: int) -> torch.Generator:
+    words = np.random.SeedSequence(seed).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))

@@ -1,31 +1,49 @@
-"""One training loop for every stage; the run directory explains itself and resumes."""
+"""One training loop for every stage, from one process to many nodes; the run directory explains itself."""
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.optimizer import AcceleratedOptimizer
+from einops import rearrange
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from ..diffusion import NoiseSchedule
 from ..model import Loopy
-from .data import PreparedClips
-from .objective import draw, loss_per_sample
+from ..prepare.encoded import BadClip
+from .data import Place, PreparedClips, Samples, Schedule, collate, load, to
+from .lora import add_low_rank
+from .objective import Batch, Draws, Objective
+from .record import Record, mean_per_condition, validation_conditions, with_condition
 from .stages import Recipe, Stage
+from .state import Average, read_state, restore, snapshot, write_state
 
-VALIDATION_CLIPS = 16
+VALIDATION_SAMPLES = 16  # the same clips, noise and timesteps every time
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out. Unlike the recipe, none of this changes the result but for rounding."""
+
+    device: str = "cpu"
+    workers: int = 0  # processes that read data
+    accumulate: int = 1  # pieces that each process cuts its share of a batch into
+    mixed_precision: str = "no"  # "bf16" or "fp16"
+    checkpointing: bool = False  # make activations again instead of keeping them
+    shard: bool = False  # spread weights, gradients and optimiser over the processes (FSDP)
+    save_every: int = 200  # steps
+    preview_every: int = 1000  # steps
 
 
 class Trainer:
-    """Runs the stages of a recipe. All randomness of a step comes from (seed, stage, step), so a
+    """Runs the stages of a recipe. The randomness of a step comes from (seed, stage, step) alone, so a
     resumed run draws what an uninterrupted one would have drawn."""
 
     def __init__(
@@ -34,108 +52,248 @@ class Trainer:
         run_dir: Path,
         train: PreparedClips,
         test: PreparedClips,
-        device: str = "cpu",
-        save_every: int = 200,
+        settings: Settings = Settings(),
+        base: dict[str, Tensor] | None = None,
+        preview: Any = None,
     ) -> None:
         self.recipe, self.run_dir, self.train, self.test = recipe, run_dir, train, test
-        self.device, self.save_every = device, save_every
-        self.schedule = NoiseSchedule(recipe.config.diffusion)
-        torch.manual_seed(recipe.seed)
-        self.model = Loopy(recipe.config).to(device, memory_format=torch.channels_last)
-        self.ema = AveragedModel(self.model, multi_avg_fn=_warm_average(recipe.ema_decay))
+        self.settings, self.preview = settings, preview
         self.stage_index, self.step = 0, 0
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2))
+        self.accelerator = Accelerator(
+            cpu=settings.device == "cpu",
+            mixed_precision=settings.mixed_precision,
+            # Stage one uses no temporal and no audio layer.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+        self.device = self.accelerator.device
+        torch.manual_seed(recipe.seed)
+        self.model = Loopy(train.config)
+        if base is not None:
+            self.model.load_state_dict(base)
+        if recipe.low_rank:
+            add_low_rank(self.model, recipe.low_rank)
+        for net in (self.model.reference_unet, self.model.denoising_unet):
+            for block in net.blocks():
+                block.checkpointing = settings.checkpointing
+        self.objective = Objective(self.model)
+        self.wrapped = self._spread(self.objective)
+        self.average = Average(self.objective, recipe.ema_decay)
+        if self.is_main:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2))
+            self.record = Record(run_dir, recipe.stages)
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
 
     def run(self) -> Loopy:
-        """Trains what is left and returns the averaged model."""
-        state = self._load()
+        """Trains what is left; returns the model with the averaged weights."""
+        state = self._read_state()
         while self.stage_index < len(self.recipe.stages):
             self._run_stage(self.recipe.stages[self.stage_index], state)
             self.stage_index, self.step, state = self.stage_index + 1, 0, None
             # The next stage starts from the averaged weights; its new layers are still silent.
-            self.model.load_state_dict(self.ema.module.state_dict())
-            self.ema.n_averaged.zero_()
+            self.average.adopt()
             self._save(None)
-        return self.ema.module
+        return self.model
 
     def _run_stage(self, stage: Stage, state: dict[str, Any] | None) -> None:
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            stage.learning_rate,
-            betas=(0.9, stage.beta2),
-            weight_decay=self.recipe.weight_decay,
+        optimizer = self.make_optimizer(stage)
+        if state is not None:
+            restore(state, self.objective, self.average, optimizer.optimizer)
+            if self.accelerator.scaler is not None and "scaler" in state:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        samples, schedule, batches = self.batches(stage, range(self.step, stage.steps))
+        bar = tqdm(
+            total=stage.steps,
+            initial=self.step,
+            desc=f"stage {stage.name}",
+            mininterval=5,
+            disable=not self.is_main,
         )
-        if state and state["optimizer"]:
-            optimizer.load_state_dict(state["optimizer"])
-        bar = tqdm(total=stage.steps, initial=self.step, desc=f"stage {stage.name}", mininterval=5)
-        while self.step < stage.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate * learning_rate_factor(stage, self.step)
+        for step in schedule.steps:
             began = time.perf_counter()
-            loss, norm = self._train_step(stage, optimizer)
-            self.step += 1
+            losses, norm = self.train_step(stage, optimizer, samples, schedule, batches)
+            self.step = step + 1
             bar.update()
-            self._log(stage, loss=loss, grad_norm=norm, seconds=time.perf_counter() - began)
-            if self.step % self.save_every == 0 or self.step == stage.steps:
+            bar.set_postfix(loss=f"{losses.mean().item():.4f}", refresh=False)
+            self._log(
+                stage,
+                loss=losses.mean().item(),
+                per_condition=mean_per_condition(losses, samples.draws(step), stage),
+                grad_norm=norm,
+                learning_rate=optimizer.param_groups[0]["lr"],
+                seconds=round(time.perf_counter() - began, 4),
+            )
+            ends = self.step == stage.steps
+            if ends or self.step % self.settings.save_every == 0:
                 self._log(stage, validation=self.validate(stage))
+            if ends or self.step % self.settings.preview_every == 0:
+                self._show(stage)
+            if ends or self.step % self.settings.save_every == 0:
                 self._save(optimizer)
         bar.close()
 
-    def _train_step(self, stage: Stage, optimizer: torch.optim.Optimizer) -> tuple[float, float]:
-        loss = self._losses(self.model, stage, self.train, stage.batch, self.step).mean()
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(
-                f"the loss of step {self.step} of stage {stage.name} is {loss.item()}; "
-                f"lower the learning rate and start again from {self.run_dir}."
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
-        optimizer.step()
-        self.ema.update_parameters(self.model)
-        return loss.item(), norm.item()
+    # --- one step -------------------------------------------------------------------------------
 
-    def _losses(self, model: Loopy, stage: Stage, clips: PreparedClips, batch: int, step: int) -> Tensor:
-        seed = (self.recipe.seed, self.stage_index, step)
-        frames = 1 if stage.spatial_only else self.recipe.config.clip.frames
-        data = clips.draw(batch, frames, np.random.default_rng(seed))
-        words = np.random.SeedSequence(seed).generate_state(2)
-        generator = torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))
-        draws = draw(data.clip, self.recipe.config.diffusion.train_steps, stage.dropping, generator)
-        data, draws = (_to(x, self.device) for x in (data, draws))
-        return loss_per_sample(model, self.schedule, data, draws, stage.spatial_only)
+    def make_optimizer(self, stage: Stage) -> AcceleratedOptimizer:
+        parameters = [p for p in self.wrapped.parameters() if p.requires_grad]
+        options = {"betas": (0.9, stage.beta2), "weight_decay": self.recipe.weight_decay}
+        kind = _adamw_8bit() if self.recipe.optimizer == "adamw8bit" else torch.optim.AdamW
+        optimizer = kind(parameters, stage.learning_rate, **options)
+        return AcceleratedOptimizer(optimizer, scaler=self.accelerator.scaler)
+
+    def batches(self, stage: Stage, steps: range) -> tuple[Samples, Schedule, Iterator]:
+        samples = Samples(self.train, stage, (self.recipe.seed, self.stage_index))
+        schedule = Schedule(
+            steps,
+            stage.batch,
+            self.settings.accumulate,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        return samples, schedule, iter(load(samples, schedule, self.settings.workers, self.device))
+
+    def train_step(
+        self,
+        stage: Stage,
+        optimizer: AcceleratedOptimizer,
+        samples: Samples,
+        schedule: Schedule,
+        batches: Iterator,
+    ) -> tuple[Tensor, float]:
+        """-> the loss of each sample of the whole batch (B,), and the norm of the gradient."""
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * learning_rate_factor(stage, self.step)
+        pieces = []
+        for piece in range(schedule.pieces):
+            is_last = piece == schedule.pieces - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+                losses = self.losses(stage, *_good(next(batches)))
+                self.accelerator.backward(losses.mean() / schedule.pieces)
+            pieces.append(losses.detach())
+        losses = self._gather(torch.stack(pieces))
+        self._refuse_what_is_not_finite(losses, stage, samples)
+        norm = self._clip(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.average.update()
+        return losses.cpu(), norm
+
+    def losses(self, stage: Stage, batch: Batch, draws: Draws) -> Tensor:
+        """(B,) of the samples of one process."""
+        batch, draws = to(batch, self.device), to(draws, self.device)
+        with self.accelerator.autocast():
+            return self.wrapped(batch, draws, stage.spatial_only).float()
+
+    def _gather(self, losses: Tensor) -> Tensor:
+        """(pieces, b) of each process -> (B,) in the order of the batch."""
+        processes = self.accelerator.num_processes
+        everywhere = self.accelerator.gather(losses)
+        return rearrange(everywhere, "(w a) b -> (a w b)", w=processes)
+
+    def _refuse_what_is_not_finite(self, losses: Tensor, stage: Stage, samples: Samples) -> None:
+        if torch.isfinite(losses).all():
+            return
+        bad = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
+        windows = samples.windows(self.step)
+        names = ", ".join(str(windows[i]) for i in bad[:4]) + (" and more" if len(bad) > 4 else "")
+        raise FloatingPointError(
+            f"the loss of step {self.step} of stage {stage.name} is {losses[bad[0]].item()} for {names}; "
+            f"look at these clips or lower the learning rate, then run the same command: it goes on from "
+            f"the last state in {self.run_dir}."
+        )
+
+    def _clip(self, optimizer: AcceleratedOptimizer) -> float:
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.unscale_(optimizer.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.wrapped.parameters(), self.recipe.clip_norm)
+        return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+
+    # --- held-out clips -------------------------------------------------------------------------
 
     @torch.no_grad()
-    def validate(self, stage: Stage) -> float:
-        """Loss of the averaged model on held-out clips; the same clips, noise and drops every time."""
-        return self._losses(self.ema.module, stage, self.test, VALIDATION_CLIPS, 10**9).mean().item()
+    def validate(self, stage: Stage) -> dict[str, float]:
+        """Loss of the averaged model on held-out clips: the same samples and noise under each condition."""
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        count = math.ceil(VALIDATION_SAMPLES / processes) * processes
+        samples = Samples(self.test, stage, (self.recipe.seed, self.stage_index), batch=count)
+        losses: dict[str, list[Tensor]] = {name: [] for name in validation_conditions(stage)}
+        with self.average.applied():
+            for index in range(rank, count, processes):
+                batch, draws = _good(collate([samples[Place(0, index)]]))
+                for name, found in losses.items():
+                    found.append(self.losses(stage, batch, with_condition(draws, name)))
+        means = {name: self.accelerator.gather(torch.cat(found)).mean() for name, found in losses.items()}
+        return {name: mean.item() for name, mean in means.items()}
 
-    def _log(self, stage: Stage, **values: float) -> None:
-        with open(self.run_dir / "log.jsonl", "a") as log:
-            log.write(json.dumps({"stage": stage.name, "step": self.step, **values}) + "\n")
+    def _show(self, stage: Stage) -> None:
+        if self.preview is None or stage.spatial_only or self.settings.shard:
+            return
+        if self.is_main:
+            with self.average.applied():
+                metrics = self.preview(self.model, self.run_dir / "previews", f"{stage.name}-{self.step:06d}")
+            if metrics:
+                self._log(stage, **metrics)
+        self.accelerator.wait_for_everyone()
 
-    def _save(self, optimizer: torch.optim.Optimizer | None) -> None:
-        state = {
-            "stage": self.stage_index,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": optimizer and optimizer.state_dict(),
-        }
-        partial = self.run_dir / "state.pt.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.run_dir / "state.pt")  # a kill while saving leaves the last good state
+    # --- what a run keeps -----------------------------------------------------------------------
 
-    def _load(self) -> dict[str, Any] | None:
-        path = self.run_dir / "state.pt"
-        if not path.is_file():
+    def _log(self, stage: Stage, **values: Any) -> None:
+        if self.is_main:
+            self.record.write(stage, self.step, **values)
+
+    def _save(self, optimizer: AcceleratedOptimizer | None) -> None:
+        state = {"stage": self.stage_index, "step": self.step, "begun": json.dumps(self._begun())}
+        state |= snapshot(self.objective, self.average, optimizer and optimizer.optimizer)
+        if self.accelerator.scaler is not None:
+            state["scaler"] = self.accelerator.scaler.state_dict()
+        if self.is_main:
+            write_state(self.run_dir / "state.pt", state)
+        self.accelerator.wait_for_everyone()
+
+    def _read_state(self) -> dict[str, Any] | None:
+        state = read_state(self.run_dir / "state.pt")
+        if state is None:
             return None
-        state = torch.load(path, weights_only=True, map_location=self.device)
+        self._refuse_another_beginning(json.loads(state["begun"]))
         self.stage_index, self.step = state["stage"], state["step"]
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        if self.is_main:
+            self.record.keep_until(self.stage_index, self.step)
+        if "optimizer" not in state:
+            restore(state, self.objective, self.average, None)
+            return None
         return state
+
+    def _begun(self) -> dict[str, Any]:
+        """What must stay the same for a run to go on exactly."""
+        return {"recipe": self.recipe.to_dict(), "clips": self.train.fingerprint()}
+
+    def _refuse_another_beginning(self, begun: dict[str, Any]) -> None:
+        now = json.loads(json.dumps(self._begun()))
+        if different := list(_differences(begun["recipe"], now["recipe"])):
+            raise ValueError(
+                f"{self.run_dir} was begun with another recipe ({'; '.join(different[:3])}); "
+                "give the same one, or another --run-dir."
+            )
+        if begun["clips"] != now["clips"]:
+            raise ValueError(
+                f"{self.run_dir} was begun with other training clips than {self.train.data} has now; put them "
+                "back, or start in another --run-dir (from the present weights with --base)."
+            )
+
+    def _spread(self, objective: Objective) -> nn.Module:
+        """The objective on this process's device, wrapped for several processes."""
+        objective.to(self.device)
+        if self.accelerator.num_processes == 1 or not self.settings.shard:
+            objective.to(memory_format=torch.channels_last)  # which shards cannot have
+            return self.accelerator.prepare_model(objective)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(self.device.type, (self.accelerator.num_processes,))
+        return fully_shard(objective, mesh=mesh, reshard_after_forward=False)
 
 
 def learning_rate_factor(stage: Stage, step: int) -> float:
@@ -148,19 +306,27 @@ def learning_rate_factor(stage: Stage, step: int) -> float:
     return rise * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
-def _warm_average(decay: float) -> Callable[..., None]:
-    """Exponential moving average whose memory grows with the run up to `decay`."""
-
-    @torch.no_grad()
-    def average(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        n = float(count)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, n / (n + 20)))
-
-    return average
+def _good(read: tuple[Batch, Draws] | BadClip) -> tuple[Batch, Draws]:
+    if isinstance(read, BadClip):
+        raise read
+    return read
 
 
-def _to(values: Any, device: str) -> Any:
-    """A dataclass of tensors, on `device`."""
-    if device == "cpu":
-        return values
-    return type(values)(**{k: v.to(device) for k, v in vars(values).items()})
+def _adamw_8bit() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError("the adamw8bit optimiser needs bitsandbytes: pip install bitsandbytes") from error
+    return AdamW8bit
+
+
+def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
+    """Readable names of the values in which two nested dictionaries or lists differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() | other.keys():
+            yield from _differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for i, (a, b) in enumerate(zip(one, other)):
+            yield from _differences(a, b, f"{path}[{i}]")
+    elif one != other:
+        yield f"{path} was {one}, now {other}"

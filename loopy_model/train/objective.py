@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..conditions import Conditions
 from ..diffusion import NoiseSchedule
@@ -18,11 +18,12 @@ from ..model import Loopy
 class Batch:
     clip: Tensor  # (B, F, C, h, w) model latents of the frames to generate
     reference: Tensor  # (B, C, h, w) another frame of the same video
-    motion: Tensor  # (B, M, C, h, w) abstracted motion frames, zeros where not present
-    present: Tensor  # (B, M) bool: False = before the video begins
-    windows: Tensor  # (B, F, W, L, D) speech
-    movement: Tensor  # (B,) log10 Glo of the clip
-    expression: Tensor  # (B,) log10 Exp of the clip
+    # Stage one reads nothing of what follows.
+    motion: Tensor | None = None  # (B, M, C, h, w) abstracted motion frames, zeros where not present
+    present: Tensor | None = None  # (B, M) bool: False = before the video begins
+    windows: Tensor | None = None  # (B, F, W, L, D) speech
+    movement: Tensor | None = None  # (B,) log10 Glo of the clip
+    expression: Tensor | None = None  # (B,) log10 Exp of the clip
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,12 @@ class ConditionDropping:
 class Draws:
     """Everything random about one training step."""
 
-    noise: Tensor  # like Batch.clip
     timestep: Tensor  # (B,)
     keep_audio: Tensor  # (B,) bool
     keep_reference: Tensor  # (B,) bool
     keep_motion: Tensor  # (B,) bool; only where the reference is kept
     source: Tensor  # (B,) 0 audio, 1 head movement, 2 expression: what audio-to-latents reads
+    noise: Tensor | None = None  # like Batch.clip; each sample draws its own
 
 
 def stratified(batch: int, generator: torch.Generator) -> Tensor:
@@ -55,22 +56,32 @@ def stratified(batch: int, generator: torch.Generator) -> Tensor:
     return values[torch.randperm(batch, generator=generator)]
 
 
-def draw(clip: Tensor, train_steps: int, dropping: ConditionDropping, generator: torch.Generator) -> Draws:
-    """All draws of a step from one CPU generator, so that a step can be repeated exactly."""
-    batch = len(clip)
+def draw(batch: int, train_steps: int, dropping: ConditionDropping, generator: torch.Generator) -> Draws:
+    """All draws of a step but the noise, from one CPU generator: a step can be repeated exactly."""
     u = stratified(batch, generator)  # one number decides reference and motion frames together
     keep_reference = u >= dropping.reference
     keep_motion = u >= dropping.reference + (1 - dropping.reference) * dropping.motion
     alone = dropping.audio if dropping.audio_without_reference is None else dropping.audio_without_reference
     audio_rate = torch.where(keep_reference, dropping.audio, alone)
     return Draws(
-        noise=torch.randn(clip.shape, generator=generator).to(clip),
         timestep=(stratified(batch, generator) * train_steps).long(),
         keep_audio=stratified(batch, generator) >= audio_rate,
         keep_reference=keep_reference,
         keep_motion=keep_motion,
         source=(stratified(batch, generator) * 3).long(),
     )
+
+
+class Objective(nn.Module):
+    """The loss as one module, so that it can be wrapped for several processes."""
+
+    def __init__(self, model: Loopy) -> None:
+        super().__init__()
+        self.model = model
+        self.schedule = NoiseSchedule(model.config.diffusion)
+
+    def forward(self, batch: Batch, draws: Draws, spatial_only: bool) -> Tensor:
+        return loss_per_sample(self.model, self.schedule, batch, draws, spatial_only)
 
 
 def loss_per_sample(

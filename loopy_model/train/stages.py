@@ -1,6 +1,9 @@
-"""The two training stages of the paper (3.4) as data, for both presets."""
+"""What to train and how, as data: the paper's two stages (3.4), and fine-tuning."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from ..config import LOOPY, PUPPET, LoopyConfig
 from .objective import ConditionDropping
@@ -10,7 +13,7 @@ from .objective import ConditionDropping
 class Stage:
     name: str
     steps: int
-    batch: int
+    batch: int  # samples per step, over all processes and accumulated pieces
     learning_rate: float
     spatial_only: bool  # stage one: single frames, no temporal layers, no audio
     dropping: ConditionDropping = ConditionDropping()
@@ -19,18 +22,54 @@ class Stage:
     final: float = 0.03  # learning rate at the end, as a share
     beta2: float = 0.999
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "warmup"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"stage {self.name}: {name} is {getattr(self, name)}; it must be at least 1."
+                )
+
 
 @dataclass(frozen=True)
 class Recipe:
     """What to train, how, and from which seed."""
 
     name: str
-    config: LoopyConfig
+    config: LoopyConfig | None  # None: that of the base model
     stages: tuple[Stage, ...]
     seed: int = 0
     ema_decay: float = 0.9999
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    low_rank: int = 0  # rank of the adapters on the spatial layers; 0 trains them in full
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        """Inverse of `to_dict`, also after JSON turned tuples into lists; unknown names raise TypeError."""
+        stages = [
+            Stage(**s | {"dropping": ConditionDropping(**s.get("dropping", {}))}) for s in values["stages"]
+        ]
+        config = values.get("config") and LoopyConfig.from_dict(values["config"])
+        return cls(**values | {"stages": tuple(stages), "config": config})
+
+
+def read_recipe(name: str) -> Recipe:
+    """One of `RECIPES`, or a JSON file like the `recipe.json` of a run. Raises ValueError with a sentence."""
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {name}; choose {', '.join(RECIPES)}, or give a JSON file.")
+    try:
+        return Recipe.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{name} is not a recipe ({error}); start from the recipe.json of a run (`--dry-run` writes one)."
+        ) from error
 
 
 STAGE_ONE = Stage("one", steps=30_000, batch=24, learning_rate=1e-5, spatial_only=True)
@@ -50,5 +89,13 @@ RECIPES = {
             Stage("two", 3000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
         ),
         ema_decay=0.998,
+    ),
+    # One consumer card: adapters on the spatial layers, the temporal and audio layers in full.
+    "finetune": Recipe(
+        "finetune",
+        None,
+        (replace(STAGE_TWO, name="fine-tune", steps=2000, batch=4, learning_rate=5e-5, constant=0.5),),
+        ema_decay=0.998,
+        low_rank=16,
     ),
 }
