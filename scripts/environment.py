@@ -69,6 +69,8 @@ def prepare(hosts: Sequence[str] = (NEWEST,), extras: Sequence[str] = ()) -> Pat
     install(f"what ComfyUI {NEWEST} needs", "comfyui", requirements, "1 to 3 minutes")
     for extra in extras:
         install(f"what '{extra}' needs", extra, extra_requirements(extra), "a minute")
+    if "prepare" in extras:
+        install_alone("face models", "face-models", project_file()["tool"]["loopy"]["without-dependencies"])
     return venv_python()
 
 
@@ -126,11 +128,22 @@ def install(what: str, group: str, requirements: Sequence[str], duration: str) -
     unfinished.unlink()
 
 
+def install_alone(what: str, group: str, requirements: Sequence[str]) -> None:
+    """Install a group without what it depends on."""
+    if not is_stamped(group, requirements):
+        say(f"Installing {what}")
+        pip(["install", "--no-deps", *requirements], what)
+        write_stamp(group, requirements)
+
+
 def extra_requirements(extra: str) -> list[str]:
+    return project_file()["project"]["optional-dependencies"][extra]
+
+
+def project_file() -> dict:
     import tomllib  # Python 3.11; check_python speaks before this is reached
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project["optional-dependencies"][extra]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def stamp_file(group: str) -> Path:

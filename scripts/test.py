@@ -17,7 +17,7 @@ from scripts.environment import ROOT, SDISTS, SetupError, install_chromium, prep
 def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        python = prepare(hosts=list(SDISTS), extras=["train", "test"])
+        python = prepare(hosts=list(SDISTS), extras=["train", "prepare", "test"])
         install_chromium()
     except SetupError as error:
         sys.exit(f"\n{error}")

@@ -4,6 +4,7 @@ One process as it is; several with `accelerate launch -m loopy_model.train ...` 
 """
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from ..weights import (
 from .data import PreparedClips
 from .loop import Settings, Trainer
 from .lora import adapter_tensors
-from .plan import describe, measured
+from .plan import describe, lacking, measured
 from .preview import Preview, mouth_reader
 from .stages import RECIPES, Recipe, read_recipe
 from .state import whole_weights
@@ -131,6 +132,12 @@ def make_preview(args: argparse.Namespace, test: PreparedClips) -> Preview | Non
     return Preview(test, load_vae(path, args.device), mouth_reader(args.lips))
 
 
+def _say(text: str) -> None:
+    """Once, however many processes there are."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
 def export(trainer: Trainer, base: Path | None) -> Path | None:
     """The result in one file: the averaged model, or the adapter that fine-tuning made."""
     weights, recipe, config = whole_weights(trainer.objective), trainer.recipe, trainer.train.config
@@ -162,19 +169,31 @@ def run(args: argparse.Namespace) -> None:
     settings = settings_of(args)
     for stage in recipe.stages:
         train.pool(stage), test.pool(stage)
-    preview = None if args.dry_run else make_preview(args, test)
     if args.dry_run:
-        processes = 1
-        pieces = {s.name: max(1, s.batch // (settings.accumulate * processes)) for s in recipe.stages}
-        print(describe(recipe, recipe.config, train, test, pieces), flush=True)
-    trainer = Trainer(recipe, args.run_dir, train, test, settings, base, preview)
-    if args.dry_run:
-        print(measured(trainer))
-        return
+        return dry_run(args, recipe, train, test, settings, base)
+    trainer = Trainer(recipe, args.run_dir, train, test, settings, base, make_preview(args, test))
     trainer.run()
     path = export(trainer, args.base)
     if path is not None:
         print(f"done: {path}")
+
+
+def dry_run(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    train: PreparedClips,
+    test: PreparedClips,
+    settings: Settings,
+    base: dict[str, torch.Tensor] | None,
+) -> None:
+    """The plan, then a few steps that leave nothing behind."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    pieces = {s.name: max(1, s.batch // (settings.accumulate * processes)) for s in recipe.stages}
+    print(describe(recipe, recipe.config, train, test, pieces), flush=True)
+    if sentence := lacking(recipe, recipe.config, args.device, pieces, settings.checkpointing):
+        print(sentence)
+    else:
+        print(measured(Trainer(recipe, args.run_dir, train, test, settings, base)))
 
 
 def main() -> None:

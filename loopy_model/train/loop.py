@@ -19,12 +19,13 @@ from tqdm import tqdm
 from ..model import Loopy
 from ..prepare.encoded import BadClip
 from .data import Place, PreparedClips, Samples, Schedule, collate, load, to
-from .lora import add_low_rank
+from .lora import add_low_rank, store_frozen_layers
 from .objective import Batch, Draws, Objective
 from .record import Record, mean_per_condition, validation_conditions, with_condition
 from .stages import Recipe, Stage
 from .state import Average, read_state, restore, snapshot, write_state
 
+PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VALIDATION_SAMPLES = 16  # the same clips, noise and timesteps every time
 
 
@@ -72,6 +73,7 @@ class Trainer:
             self.model.load_state_dict(base)
         if recipe.low_rank:
             add_low_rank(self.model, recipe.low_rank)
+            store_frozen_layers(self.model, PRECISIONS[settings.mixed_precision])
         for net in (self.model.reference_unet, self.model.denoising_unet):
             for block in net.blocks():
                 block.checkpointing = settings.checkpointing
@@ -232,7 +234,7 @@ class Trainer:
         if self.preview is None or stage.spatial_only or self.settings.shard:
             return
         if self.is_main:
-            with self.average.applied():
+            with self.average.applied(), self.accelerator.autocast():
                 metrics = self.preview(self.model, self.run_dir / "previews", f"{stage.name}-{self.step:06d}")
             if metrics:
                 self._log(stage, **metrics)

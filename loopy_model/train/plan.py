@@ -4,11 +4,11 @@ Everything here is counted from the recipe and the model's shapes, on torch's me
 works for a model that does not fit this machine; only the time per step is measured.
 """
 
-import resource
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -196,6 +196,30 @@ def _shapes(config: LoopyConfig, stage: Stage, count: int) -> tuple[Batch, Draws
     return batch, draws
 
 
+def lacking(recipe: Recipe, config: LoopyConfig, device: str, piece: dict, checkpointing: bool) -> str | None:
+    """A sentence when the run cannot fit this machine, so that nothing has to fail to show it."""
+    fixed = fixed_memory(skeleton(config, recipe.low_rank), recipe)
+    kept = max(
+        piece[stage.name] * cost_of(config, stage, recipe.low_rank, checkpointing).activations
+        for stage in recipe.stages
+    )
+    there = torch.cuda.mem_get_info()[0] if device == "cuda" else _free_memory()
+    if fixed + kept <= there:
+        return None
+    return (
+        f"this run needs about {(fixed + kept) / GB:.1f} GB in float32, {there / GB:.1f} GB are free here: steps are "
+        "not measured. --checkpointing, --accumulate, --mixed-precision, --shard and --low-rank need less."
+    )
+
+
+def _free_memory() -> int:
+    report = Path("/proc/meminfo")
+    if not report.is_file():
+        return sys.maxsize  # other systems do not say
+    lines = dict(line.split(":") for line in report.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
 def measured(trainer: Trainer) -> str:
     """A few real steps of every stage with the trainer's own data, thrown away afterwards."""
     lines = []
@@ -225,5 +249,7 @@ def peak_memory() -> int:
     """Bytes: of the card, or of this process where there is none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

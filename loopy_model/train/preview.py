@@ -103,6 +103,10 @@ def mouth_reader(spec: str) -> MouthReader | None:
 
         meter = load_meter()
         return lambda frames: meter(rearrange(frames, "f h w c -> f c h w"))[:, 0]
+    if spec == "points":
+        raise ValueError(
+            "points are of the videos they came with; read lips with meter, facemesh or dwpose:..."
+        )
     from ..prepare.landmarks import detector_for
 
     detector = detector_for(spec, Path())
