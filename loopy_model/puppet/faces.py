@@ -17,6 +17,9 @@ CHUNK_PIXELS = 10 * 64 * 64  # drawn at a time, so that the planes stay in the c
 
 EYE_Y, NOSE_Y, MOUTH_Y = -0.12, 0.1, 0.3
 EYE_ASPECT = 1.3  # eye width over height
+CHIN_DROP = 0.08  # of the wide open mouth
+LIPS = (0.035, 0.036)  # their thickness, at the corners and in the middle
+MOUTH_CURVE = 0.8  # corners up: a friendly face at rest
 MOUTH_DARK: Colour = (0.25, 0.04, 0.06)
 TEETH: Colour = (0.95, 0.93, 0.9)
 TONGUE: Colour = (0.8, 0.36, 0.38)
@@ -59,6 +62,12 @@ class _Pose:
 def _brow_curve(eye_x: torch.Tensor, face: _Planes) -> torch.Tensor:
     """How far the brow bends down, at `eye_x` from the middle of the eye."""
     return 0.035 * (eye_x / (1.35 * face.eye_size)) ** 2
+
+
+def _jaw_width(down: torch.Tensor) -> torch.Tensor:
+    """The face narrows from its middle (0) to the chin (1): share of the full width."""
+    down = down.clamp(min=0)
+    return 1 - 0.13 * down * down
 
 
 class _Canvas:
@@ -162,9 +171,9 @@ def _paint_head(canvas: _Canvas, face: _Planes, pose: _Pose) -> None:
     ear = ellipse(x.abs() - wide, y + 0.01, 0.075, 0.12)
     canvas.paint(face.skin * 0.9, canvas.cover(ear))
     canvas.paint(face.skin * 0.72, canvas.cover(ear + 0.035))
-    tall = torch.where(y > 0, face.face_height + 0.08 * pose.open, face.face_height)
+    tall = torch.where(y > 0, face.face_height + CHIN_DROP * pose.open, face.face_height)
     down = (y / tall).clamp(0, 1)
-    outline = ellipse(x / (1 - 0.13 * down * down), y, wide, tall)
+    outline = ellipse(x / _jaw_width(down), y, wide, tall)
     u = canvas.feature_x / wide
     light = 1.05 - 0.05 * u - 0.13 * u * u - 0.06 * down
     canvas.paint(face.skin * light[:, None], canvas.cover(outline))
@@ -189,9 +198,9 @@ def _paint_mouth(canvas: _Canvas, face: _Planes, pose: _Pose) -> None:
     """Lips, the dark inside, upper teeth and tongue."""
     wide, high = pose.mouth_width, pose.mouth_height
     x = canvas.feature_x
-    y = canvas.feature_y - pose.mouth_y + 0.8 * x * x  # corners up: a friendly face at rest
+    y = canvas.feature_y - pose.mouth_y + MOUTH_CURVE * x * x
     upper = torch.where(y < 0, 0.9, 1.08)  # the upper lip is in shade
-    canvas.paint(face.lips * upper[:, None], canvas.cover(ellipse(x, y, wide + 0.035, high + 0.036)))
+    canvas.paint(face.lips * upper[:, None], canvas.cover(ellipse(x, y, wide + LIPS[0], high + LIPS[1])))
     canvas.paint((1.0, 0.85, 0.85), 0.3 * glow(x, y - high - 0.02, 0.07, 0.012))
     thin = (2 * high / canvas.pixel).clamp(max=1)  # a closed mouth is thinner than a pixel
     inside = canvas.cover(ellipse(x, y, wide, high)) * thin
@@ -243,42 +252,73 @@ def _paint_brows(canvas: _Canvas, face: _Planes, pose: _Pose) -> None:
 
 @torch.no_grad()
 def landmarks(identity: torch.Tensor, motion: torch.Tensor) -> torch.Tensor:
-    """Exact points (N, 38, 2), 0..1: nose tip, brows 10, nose 9, eyes 12, upper jaw line 6."""
+    """The exact 68 points (N, 68, 2), 0..1, in the order of iBUG 300-W (see `movement`)."""
     face = _Planes(identity)
-    pose = _Pose(motion, face)
-    steps = torch.linspace(-1, 1, 5, device=motion.device)
-    flat = _Points(pose)
-    flat.feature(0 * steps[:1], NOSE_Y + 0 * steps[:1])
-    for side in (-1, 1):
-        x = 1.3 * face.eye_size[:, 0] * steps
-        y = (pose.brow_y + _brow_curve(x[:, None], face))[:, 0]
-        flat.feature(x + side * face.eye_spacing[:, 0], y)
-    flat.feature(0 * steps[:4], torch.linspace(EYE_Y + 0.02, NOSE_Y - 0.04, 4, device=steps.device))
-    flat.feature(0.05 * steps * face.nose_size[:, 0], NOSE_Y + 0.02 + 0.015 * (1 - steps**2))
-    angles = torch.arange(6, device=steps.device) * torch.pi / 3
-    for side in (-1, 1):
-        x = EYE_ASPECT * face.eye_size[:, 0] * torch.cos(angles) + side * face.eye_spacing[:, 0]
-        flat.feature(x, EYE_Y + pose.eye_height[:, 0] * torch.sin(angles))
-    height = torch.tensor([-0.2, -0.1, 0.0], device=steps.device)
-    edge = face.face_width[:, 0] * torch.sqrt(1 - (height / face.face_height[:, 0]) ** 2)
-    flat.skull(-edge, height)
-    flat.skull(edge, height)
-    return flat.image()
+    points = _Points(_Pose(motion, face), face)
+    points.jaw()  # 0-16, along the outline from ear to ear
+    points.brow(-1)  # 17-21
+    points.brow(1)  # 22-26
+    points.nose()  # 27-35
+    points.eye(-1)  # 36-41
+    points.eye(1)  # 42-47
+    points.mouth(12, LIPS)  # 48-59
+    points.mouth(8)  # 60-67
+    return points.image()
 
 
 class _Points:
-    """Collects points of the head and moves them into the image."""
+    """Collects points of the head in the landmarks' order and moves them into the image.
 
-    def __init__(self, pose: _Pose) -> None:
-        self.pose = pose
+    Closed shapes start at the corner on the picture's left and go round by the top.
+    """
+
+    def __init__(self, pose: _Pose, face: _Planes) -> None:
+        self.pose, self.face = pose, face
         self.points: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def skull(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self.points.append(torch.broadcast_tensors(x + 0 * self.pose.tilt[:, 0], y))
+    def jaw(self) -> None:
+        """17 points: at eye level, to the ear's middle, then around the chin in equal angles."""
+        angle = self._row([192, 186, *range(180, -1, -15), -6, -12]).deg2rad()
+        down = torch.sin(angle)
+        tall = self.face.face_height[:, 0] + torch.where(down > 0, CHIN_DROP * self.pose.open[:, 0], 0)
+        self._skull(self.face.face_width[:, 0] * torch.cos(angle) * _jaw_width(down), tall * down)
 
-    def feature(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        self.skull(x + self.pose.shift_x[:, 0], y + self.pose.shift_y[:, 0])
+    def brow(self, side: int) -> None:
+        x = 1.3 * self.face.eye_size[:, 0] * torch.linspace(-1, 1, 5, device=self.pose.tilt.device)
+        y = (self.pose.brow_y + _brow_curve(x[:, None], self.face))[:, 0]
+        self._feature(x + side * self.face.eye_spacing[:, 0], y)
+
+    def nose(self) -> None:
+        """Four points down the bridge, the last one the tip, and five along the nostrils."""
+        bridge, across = self._row([3, 2, 1, 0]) / 3, self._row([-1, -0.5, 0, 0.5, 1])
+        self._feature(0 * bridge, NOSE_Y + (EYE_Y + 0.02 - NOSE_Y) * bridge)
+        self._feature(0.05 * across * self.face.nose_size[:, 0], NOSE_Y + 0.02 + 0.015 * (1 - across**2))
+
+    def eye(self, side: int) -> None:
+        angle = self._round(6)
+        x = EYE_ASPECT * self.face.eye_size[:, 0] * torch.cos(angle) + side * self.face.eye_spacing[:, 0]
+        self._feature(x, EYE_Y + self.pose.eye_height[:, 0] * torch.sin(angle))
+
+    def mouth(self, count: int, lips: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Around the mouth's dark inside, or around the `lips` of this thickness."""
+        angle = self._round(count)
+        x = (self.pose.mouth_width[:, 0] + lips[0]) * torch.cos(angle)
+        y = (self.pose.mouth_height[:, 0] + lips[1]) * torch.sin(angle) - MOUTH_CURVE * x * x
+        self._feature(x, self.pose.mouth_y[:, 0] + y)
 
     def image(self) -> torch.Tensor:
         x, y = (torch.cat(axis, dim=1) for axis in zip(*self.points, strict=True))
         return self.pose.to_image(x, y)
+
+    def _row(self, values: list[float]) -> torch.Tensor:
+        return torch.tensor([values], dtype=self.pose.tilt.dtype, device=self.pose.tilt.device)
+
+    def _round(self, count: int) -> torch.Tensor:
+        """Equal angles (1, count) from the left by the top; y points down."""
+        return torch.pi * (1 + 2 * self._row(list(range(count))) / count)
+
+    def _skull(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.points.append(torch.broadcast_tensors(x + 0 * self.pose.tilt[:, 0], y))
+
+    def _feature(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self._skull(x + self.pose.shift_x[:, 0], y + self.pose.shift_y[:, 0])

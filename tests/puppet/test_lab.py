@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("espeakng_loader")
 
 from loopy_model.autoencoder import Autoencoder, AutoencoderConfig
+from loopy_model.movement import NOSE_TIP, UPPER_FACE, mouth_opening, mouth_width
 from loopy_model.puppet import speech
 from loopy_model.puppet.clips import SPLITS, draw_clip, draw_frames
 from loopy_model.puppet.faces import landmarks, render
@@ -111,12 +112,103 @@ def test_the_picture_is_the_same_at_any_size() -> None:
     assert (large - render(person(), pose(open=0.5), 64)).abs().mean() < 0.01
 
 
+LARGE = 512  # pixels, so that a point is told from its neighbourhood
+
+
 def test_landmarks_follow_the_head() -> None:
     rest, moved = landmarks(person(), pose()), landmarks(person(), pose(head_x=1.0))
-    assert rest.shape == (1, 38, 2)
+    assert rest.shape == (1, 68, 2)
     assert torch.all(moved[..., 0] > rest[..., 0] + 0.05)
-    assert torch.equal(rest, landmarks(person(), pose(open=1.0)))  # the upper face only
     assert torch.allclose(rest[0, :, 0].mean(), torch.tensor(0.5), atol=1e-3)
+
+
+def test_an_open_mouth_leaves_the_upper_face_where_it_is() -> None:
+    rest, wide = landmarks(person(), pose()), landmarks(person(), pose(open=1.0))
+    upper = (NOSE_TIP, *UPPER_FACE)
+    assert torch.equal(rest[:, upper], wide[:, upper])
+    assert torch.all(wide[0, [8, 57, 66], 1] > rest[0, [8, 57, 66], 1] + 0.01)  # chin and lower lip
+
+
+def test_landmarks_stand_in_the_ibug_order() -> None:
+    """Left is the picture's left; a front view is its own mirror image."""
+    points = landmarks(person(), pose(open=0.5))[0]
+    x, y = points.unbind(1)
+    rows = ([*range(2, 15)], [*range(17, 27)], [*range(31, 36)], [*range(48, 55)], [*range(60, 65)])
+    assert all(torch.all(x[row].diff() > 0) for row in rows)
+    assert torch.all(y[27:31].diff() > 0) and y[:17].argmax() == 8
+    for above, below in ((37, 41), (38, 40), (43, 47), (44, 46), (51, 57), (62, 66), (51, 62), (66, 57)):
+        assert y[above] < y[below] and (x[above] - x[below]).abs() < 1e-5
+    mirror = [
+        *range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31, 45, 44, 43, 42, 47, 46,
+        39, 38, 37, 36, 41, 40, 54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,
+    ]  # fmt: skip
+    assert torch.allclose(
+        points[mirror] * torch.tensor([-1.0, 1]) + torch.tensor([1.0, 0]), points, atol=1e-6
+    )
+
+
+def test_mouth_opening_and_width_are_the_drawn_ones() -> None:
+    moves = torch.cat([pose(open=i / 4, width=1 - i / 4, head_x=0.5, tilt=0.1) for i in range(5)])
+    points = landmarks(person().expand(5, -1), moves)
+    eyes = (points[:, 36] - points[:, 45]).norm(dim=1)
+    opening, width = mouth_opening(points) * eyes, mouth_width(points) * eyes
+    assert torch.allclose(opening, 0.004 + 0.15 * moves[:, OPEN], atol=1e-6)  # half-axis, half picture
+    assert torch.allclose(width, 0.09 + 0.15 * moves[:, WIDTH], atol=1e-6)
+
+
+def picture(**channels: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A white face with black, short hair on green: (3, LARGE, LARGE), and its points in pixels."""
+    face = person()
+    face[:, :15] = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0])  # skin .. background
+    face[:, 15:18] = torch.tensor([1.0, 0, 0])  # lips
+    face[:, 20:22] = 0.0  # hair length and fringe
+    motion = pose(**channels)
+    return render(face, motion, LARGE)[0], landmarks(face, motion)[0] * LARGE
+
+
+def colours(image: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """(3, S, S) at pixel coordinates (n, 2) -> (n, 3)."""
+    column, row = points.long().unbind(-1)
+    return image[:, row, column].T
+
+
+TURNED = dict(head_x=0.8, head_y=-0.5, tilt=0.1)
+
+
+@pytest.mark.parametrize("channels", [dict(open=1.0), dict(open=0.4, width=1.0, **TURNED)])
+def test_the_inner_lips_hold_the_dark_and_the_outer_ones_the_red(channels: dict[str, float]) -> None:
+    image, points = picture(**channels)
+    inner, outer = points[60:68], points[48:60]
+    inside = inner + 0.1 * (inner.mean(0) - inner)
+    red, green, blue = colours(image, inside).unbind(1)
+    assert torch.all((red < 0.3)[[0, 4, 5, 7]]) and torch.all((green < 0.1)[[0, 4, 5, 7]])
+    assert blue[2] > 0.85 and 0.3 < green[6] < 0.4  # teeth and tongue
+    between = (inner[[0, 2, 4, 6]] + outer[[0, 3, 6, 9]]) / 2
+    red, green, blue = colours(image, between).unbind(1)
+    assert torch.all((red > 0.85) & (green < 0.4))  # lips
+    red, green, blue = colours(image, outer + 0.1 * (outer - outer.mean(0))).unbind(1)
+    assert torch.all(green > 0.5)  # skin
+
+
+@pytest.mark.parametrize("channels", [dict(), dict(open=1.0), TURNED])
+def test_the_jaw_lies_on_the_drawn_outline(channels: dict[str, float]) -> None:
+    """The white skin ends there, to the pixel: beyond are the darker ear, hair and neck."""
+    image, points = picture(**channels)
+    out = points[:17] - points[30]
+    out /= out.norm(dim=1, keepdim=True)
+    for point, away in zip(points[:17], out):
+        step = colours(image, point + torch.arange(-4, 5)[:, None] * away).mean(1).diff().abs()
+        assert step[:3].max() < 0.02 and step[3:5].sum() > 0.1
+
+
+def test_the_brows_and_lids_lie_on_what_is_drawn() -> None:
+    image, points = picture(**TURNED)
+    assert torch.all(colours(image, points[17:27]).amax(1) < 0.1)  # black as the hair
+    for eye in (points[36:42], points[42:48]):
+        lids = eye[[1, 2, 4, 5]]
+        away = (lids - eye.mean(0)) / (lids - eye.mean(0)).norm(dim=1, keepdim=True)
+        assert torch.all(colours(image, lids + 2 * away) < 0.2)  # lashes
+        assert torch.all(colours(image, lids - 4 * away).amax(1) > 0.25)  # white or iris
 
 
 def test_frames_are_bytes() -> None:
