@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .config import LoopyConfig
-from .weights import ModelCard
+from .weights import ADAPTER_FORMAT, ModelCard
 
-ADAPTER_FORMAT = "loopy-adapter"
 ADAPTER_VERSION = 1
 
 
@@ -56,42 +55,71 @@ def apply_adapter(
 
     Raises NotAnAdapter when the file is something else or belongs to a model of another shape.
     """
-    changes = _read(path, config)
     changed = dict(weights)
-    for key, tensor in changes.items():
-        kind, _, name = key.partition(".")
-        if kind == "low_rank" and name.endswith(".down"):
-            name = name.removesuffix(".down")
-            up = changes.get(f"low_rank.{name}.up")
-            target = _target(weights, name, path)
-            difference = None if up is None or up.shape[1] != len(tensor) else up.float() @ tensor.float()
-        elif kind == "full":
-            target = _target(weights, name, path)
-            difference = tensor.float() - target.float() if tensor.shape == target.shape else None
-        else:
-            continue
-        if difference is None or difference.shape != target.shape:
-            raise NotAnAdapter(f"{path.name} does not fit its own header ({key}); export the adapter again.")
-        changed[name] = (target.float() + strength * difference).to(target.dtype)
+    for name, parts in _by_weight(_read(path, config), path).items():
+        if name not in weights:
+            raise NotAnAdapter(f"{path.name} changes {name}, which the model does not have; export it again.")
+        before = weights[name].float()
+        trained = _trained(before, parts)
+        if trained is None:
+            raise _does_not_fit(path, name)
+        # lerp gives its ends exactly: 0 is the model bit for bit, 1 is what training made
+        changed[name] = torch.lerp(before, trained, strength).to(weights[name].dtype)
     return changed
 
 
-def _target(weights: dict[str, Tensor], name: str, path: Path) -> Tensor:
-    if name not in weights:
-        raise NotAnAdapter(f"{path.name} changes {name}, which the model does not have; export it again.")
-    return weights[name]
+def _trained(before: Tensor, parts: dict[str, Tensor]) -> Tensor | None:
+    """A weight as fine-tuning left it; None when the parts do not fit it."""
+    if parts.keys() == {"full"} and parts["full"].shape == before.shape:
+        return parts["full"].float()
+    if parts.keys() == {"down", "up"}:
+        down, up = parts["down"], parts["up"]
+        if (
+            down.ndim == up.ndim == 2
+            and len(down) == up.shape[1]
+            and (len(up), down.shape[1]) == before.shape
+        ):
+            return before + up.float() @ down.float()
+    return None
+
+
+def _by_weight(tensors: dict[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
+    """The file's tensors by the weight that they change: {"full": ...} or {"down": ..., "up": ...}."""
+    weights: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind == "low_rank":
+            name, _, kind = name.rpartition(".")
+        if kind not in ("full", "down", "up"):
+            raise _does_not_fit(path, key)
+        weights.setdefault(name, {})[kind] = tensor
+    return weights
+
+
+def _does_not_fit(path: Path, what: str) -> NotAnAdapter:
+    return NotAnAdapter(f"{path.name} does not fit its own header ({what}); export the adapter again.")
 
 
 def _read(path: Path, config: LoopyConfig) -> dict[str, Tensor]:
+    """The tensors, once the header has said that they are meant for such a model."""
+    with _open(path) as file:
+        _check_header(file.metadata() or {}, path, config)
+        return {key: file.get_tensor(key) for key in file.keys()}
+
+
+def _open(path: Path) -> safe_open:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return safe_open(str(path), framework="pt")
+    except FileNotFoundError as error:
+        raise NotAnAdapter(f"{path.name} is not there; choose another adapter.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise NotAnAdapter(
             f"{path.name} cannot be read as a safetensors file; "
             "it may be incomplete: copy or download it again."
         ) from error
+
+
+def _check_header(metadata: dict[str, str], path: Path, config: LoopyConfig) -> None:
     if metadata.get("format") != ADAPTER_FORMAT:
         raise NotAnAdapter(
             f"{path.name} is not a Loopy adapter; choose a file that "
@@ -102,9 +130,12 @@ def _read(path: Path, config: LoopyConfig) -> dict[str, Tensor]:
             f"{path.name} has adapter version {metadata.get('format_version')}, this pack reads "
             f"{ADAPTER_VERSION}; update ComfyUI-Loopy."
         )
-    if LoopyConfig.from_dict(json.loads(metadata["config"])) != config:
+    try:
+        trained_on = LoopyConfig.from_dict(json.loads(metadata["config"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NotAnAdapter(f"{path.name} has a damaged header; export the adapter again.") from error
+    if trained_on != config:
         raise NotAnAdapter(
             f"{path.name} was made for a model of other sizes than the one it is applied to; "
             "choose the base model it was trained on."
         )
-    return tensors

@@ -1,4 +1,4 @@
-"""`loopy generate | train | evaluate | puppet`; each part also runs as `python -m loopy_model.<part>`."""
+"""`loopy generate | prepare | train | evaluate | puppet`; each part also runs as `python -m loopy_model.<part>`."""
 
 import argparse
 import sys
@@ -19,6 +19,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", type=Path, default=BUNDLED, help="checkpoint (default: the bundled puppet)"
     )
+    parser.add_argument("--adapter", type=Path, help="what fine-tuning changed in that checkpoint (none)")
+    parser.add_argument(
+        "--adapter-strength", type=float, default=1.0, help="0 is without, 1 is as it was trained (1)"
+    )
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
@@ -32,9 +36,11 @@ def generate(arguments: Sequence[str]) -> None:
     from PIL import Image
     from tqdm import tqdm
 
+    from .adapter import NotAnAdapter
     from .pipeline import Pipeline
     from .sampling import Guidance
     from .video import read_audio, write_video
+    from .weights import NotALoopyModel
 
     args = build_parser().parse_args(arguments)
     with Image.open(args.portrait) as picture:
@@ -42,7 +48,10 @@ def generate(arguments: Sequence[str]) -> None:
     waveform, rate = read_audio(args.voice)
     if waveform is None or not waveform.shape[1]:
         raise SystemExit(f"{args.voice} has no sound; choose another file.")
-    pipeline = Pipeline(args.model)
+    try:
+        pipeline = Pipeline(args.model, args.adapter, args.adapter_strength)
+    except (NotALoopyModel, NotAnAdapter) as error:
+        raise SystemExit(str(error)) from error
     with tqdm(unit="step") as bar:
 
         def show(step) -> None:
@@ -60,10 +69,12 @@ def main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
     if command == "generate":
         return generate(rest)
-    if command not in ("train", "evaluate", "puppet"):
+    if command not in ("prepare", "train", "evaluate", "puppet"):
         raise SystemExit(__doc__)
     sys.argv = [f"loopy {command}", *rest]
-    if command == "train":
+    if command == "prepare":
+        from .prepare.__main__ import main as run
+    elif command == "train":
         from .train.__main__ import main as run
     elif command == "evaluate":
         from .evaluate.__main__ import main as run

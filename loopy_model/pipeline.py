@@ -7,9 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .audio import hear
+from .adapter import apply_adapter
+from .audio import hear, resample
 from .autoencoder import Autoencoder, AutoencoderConfig
-from .config import SAMPLE_RATE
 from .model import Loopy
 from .motion import TemporalSegments
 from .portrait import square_portrait
@@ -23,7 +23,7 @@ BUNDLED = Path(__file__).parents[1] / "assets" / "models" / "loopy-puppet.safete
 class Pipeline:
     """Portrait and waveform in, frames out."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, adapter: Path | None = None, adapter_strength: float = 1.0) -> None:
         header, tensors = read_header(checkpoint), load_tensors(checkpoint)
         if header.parts.keys() != {"speech_encoder", "autoencoder"}:
             raise NotALoopyModel(
@@ -31,6 +31,9 @@ class Pipeline:
                 "use it in ComfyUI, where both can be connected."
             )
         self.header, self.config = header, header.config
+        if adapter:
+            weights = tensors.get("loopy", {})
+            tensors["loopy"] = apply_adapter(weights, adapter, header.config, adapter_strength)
         self.model = Loopy(self.config)
         self.speech_encoder = SpeechEncoder(header.parts["speech_encoder"])
         self.vae = Autoencoder(AutoencoderConfig(**header.parts["autoencoder"]["sizes"]))
@@ -54,7 +57,7 @@ class Pipeline:
         on_step: Callable[[Step], None] = lambda step: None,
     ) -> Tensor:
         """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1."""
-        voice = _resample(waveform.mean(0), sample_rate)
+        voice = resample(waveform.mean(0), sample_rate)
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
         request = Request(
             portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),
@@ -78,11 +81,3 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Tensor:
         """VAE latents (F, C, h, w) -> (F, H, W, 3) 0..1."""
         return rearrange(self.vae.decode(latents) / 2 + 0.5, "f c h w -> f h w c").clamp(0, 1)
-
-
-def _resample(waveform: Tensor, sample_rate: int) -> Tensor:
-    if sample_rate == SAMPLE_RATE:
-        return waveform
-    import librosa
-
-    return torch.from_numpy(librosa.resample(waveform.numpy(), orig_sr=sample_rate, target_sr=SAMPLE_RATE))

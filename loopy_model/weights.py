@@ -21,6 +21,7 @@ from .config import LoopyConfig
 
 FORMAT = "loopy"
 FORMAT_VERSION = 1
+ADAPTER_FORMAT = "loopy-adapter"  # that of the other files that training makes, see adapter.py
 PARTS = ("loopy", "speech_encoder", "autoencoder")
 
 
@@ -60,6 +61,11 @@ def read_header(path: Path) -> Header:
             f"{path.name} cannot be read as a safetensors file; "
             "it may be incomplete: copy or download it again."
         ) from error
+    if metadata.get("format") == ADAPTER_FORMAT:
+        raise NotALoopyModel(
+            f"{path.name} is an adapter, not a whole model; choose the model that it was made from, "
+            "and this file as its adapter (in ComfyUI from models/loras)."
+        )
     if metadata.get("format") != FORMAT:
         raise NotALoopyModel(
             f"{path.name} is a safetensors file, but not a Loopy model; choose a file "

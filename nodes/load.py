@@ -6,6 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..loopy_model.adapter import apply_adapter
 from ..loopy_model.autoencoder import AutoencoderConfig
 from ..loopy_model.weights import read_header, split_parts
 from .host import (
@@ -17,6 +18,9 @@ from .host import (
     register_model_folder,
 )
 from .types import CATEGORY, LoopyModelType
+
+ADAPTER_FOLDER = "loras"
+NO_ADAPTER = "none"
 
 register_model_folder()
 
@@ -45,6 +49,25 @@ class LoopyLoadModel(io.ComfyNode):
                     advanced=True,
                     tooltip="Precision of the weights. default lets ComfyUI choose for your device.",
                 ),
+                io.Combo.Input(
+                    "adapter",
+                    options=[NO_ADAPTER, *folder_paths.get_filename_list(ADAPTER_FOLDER)],
+                    default=NO_ADAPTER,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What fine-tuning changed in this model: a file in models/loras that "
+                    "`python -m loopy_model.train --recipe finetune` made.",
+                ),
+                io.Float.Input(
+                    "adapter_strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How much of the adapter: 0 is the model without it, 1 is as it was trained.",
+                ),
             ],
             outputs=[
                 LoopyModelType.Output(display_name="loopy_model", tooltip="The model, for all Loopy nodes."),
@@ -59,19 +82,28 @@ class LoopyLoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, weight_dtype: str) -> str:
-        status = Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name)).stat()
-        return f"{model_name} {weight_dtype} {status.st_mtime_ns} {status.st_size}"
+    def fingerprint_inputs(
+        cls, model_name: str, weight_dtype: str, adapter: str = NO_ADAPTER, adapter_strength: float = 1.0
+    ) -> str:
+        files = [Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name)), _adapter_path(adapter)]
+        status = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file]
+        return f"{status} {weight_dtype} {adapter_strength}"
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str) -> io.NodeOutput:
+    def execute(
+        cls, model_name: str, weight_dtype: str, adapter: str = NO_ADAPTER, adapter_strength: float = 1.0
+    ) -> io.NodeOutput:
         path = Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name))
         header = read_header(path)
         logging.info("%s: trained on %s. %s", header.card.name, header.card.trained_on, header.card.limits)
         tensors = split_parts(comfy.utils.load_torch_file(str(path), safe_load=True))
+        weights = tensors.get("loopy", {})
+        if change := _adapter_path(adapter):
+            weights = apply_adapter(weights, change, header.config, adapter_strength)
+            logging.info("%s: with %s at strength %g", path.name, adapter, adapter_strength)
         speech, pictures = header.parts.get("speech_encoder"), header.parts.get("autoencoder")
         preview = pictures and pictures.get("preview")
-        model = hosted_loopy(header.config, tensors.get("loopy", {}), weight_dtype, path, preview)
+        model = hosted_loopy(header.config, weights, weight_dtype, path, preview)
         encoder = speech and HostedSpeechEncoder(speech, tensors["speech_encoder"], path)
         vae = pictures and autoencoder_vae(
             AutoencoderConfig(**pictures["sizes"]), tensors["autoencoder"], path
@@ -85,3 +117,14 @@ class LoopyLoadModel(io.ComfyNode):
             vae
             or ExecutionBlocker(f"{model_name} carries no VAE; connect Load VAE with an SD1.5 VAE instead."),
         )
+
+
+def _adapter_path(name: str) -> Path | None:
+    if name == NO_ADAPTER:
+        return None
+    path = folder_paths.get_full_path(ADAPTER_FOLDER, name)
+    if path is None:
+        raise FileNotFoundError(
+            f"{name} is no longer in models/loras; choose another adapter, or {NO_ADAPTER}."
+        )
+    return Path(path)

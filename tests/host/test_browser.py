@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from graphs import bare, find, quick_start
+from graphs import bare, find, inputs, quick_start
 
 from scripts.environment import NEWEST, ROOT, chromium
 from scripts.host import PACK, Host
@@ -55,6 +55,22 @@ def test_workflow_loads_with_every_node(frontend: Frontend, name: str) -> None:
     assert frontend.missing_nodes() == []
     stored = f"{name.removeprefix('loopy_')}_api.json"
     assert bare(frontend.prompt()) == bare(json.loads((PROMPTS / stored).read_text()))
+
+
+@RENDERERS
+def test_graph_from_before_adapters_gets_none(frontend: Frontend, nodes_2: bool) -> None:
+    """Inputs that came later are missing in the file: in its list of slots and in its list of values."""
+    frontend.set("Comfy.VueNodes.Enabled", nodes_2)
+    old = workflow("loopy_quick_start")
+    [loader] = [node for node in old["nodes"] if node["type"] == "LoopyLoadModel"]
+    loader["inputs"], loader["widgets_values"] = loader["inputs"][:2], loader["widgets_values"][:2]
+    frontend.load(old)
+    assert inputs(frontend.prompt(), "LoopyLoadModel") == {
+        "model_name": "loopy-puppet.safetensors",
+        "weight_dtype": "default",
+        "adapter": "none",
+        "adapter_strength": 1,
+    }
 
 
 @RENDERERS

@@ -1,6 +1,5 @@
 """What people feed the nodes with by mistake: it works, or one sentence says what to change."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -8,16 +7,10 @@ import torch
 from graphs import change, find, inputs, node, short_start, swap, with_portrait, with_voice
 from media import Video, read_video, write_picture, write_tone
 from safetensors.torch import save_file
+from sentences import assert_clear, complaint
 
 from scripts.client import Client, Prompt, PromptError
 from scripts.host import Host
-
-# Words of Python and PyTorch that mean nothing to the person in front of the graph.
-PROGRAMMER = re.compile(
-    r"Traceback|[A-Z]\w+(Error|Exception)\b|NoneType|torch\.|dtype|\btensors?\b|shape|\bkeys?\b"
-    r"|<class|self\.",
-    re.IGNORECASE,
-)
 
 
 @pytest.fixture(autouse=True)
@@ -28,19 +21,6 @@ def nothing_half_written(host: Host) -> None:
     assert [path.name for path in outside] == ["comfyui.log"]
     for path in host.output.rglob("*"):
         assert path.is_dir() or (path.suffix == ".mp4" and read_video(path).frames > 0), path
-
-
-def complaint(client: Client, prompt: Prompt) -> str:
-    """The sentence that a person reads after pressing Run."""
-    with pytest.raises(PromptError) as caught:
-        client.run(prompt)
-    return str(caught.value).split(": ", 1)[1]
-
-
-def assert_clear(sentence: str, *names: str) -> None:
-    assert not PROGRAMMER.search(sentence), sentence
-    assert sentence.endswith(".") and "\n" not in sentence and len(sentence) <= 300, sentence
-    assert any(name.lower() in sentence.lower() for name in names), sentence
 
 
 def make(host: Host, client: Client, prompt: Prompt) -> Video:

@@ -18,7 +18,7 @@ from scripts.environment import ROOT
 from scripts.host import PACK, Host
 
 INPUTS = {
-    "LoopyLoadModel": ["model_name", "weight_dtype"],
+    "LoopyLoadModel": ["model_name", "weight_dtype", "adapter", "adapter_strength"],
     "LoopySamplePortrait": ["portrait"],
     "LoopySampleVoice": ["voice"],
     "LoopyAudioEncode": ["loopy_model", "audio_encoder", "audio"],
@@ -41,6 +41,7 @@ OUTPUTS = {
     "LoopyVideoCombine": ["VIDEO"],
 }
 DEFAULTS = {
+    "LoopyLoadModel": {"weight_dtype": "default", "adapter": "none", "adapter_strength": 1.0},
     "LoopyMotionFrames": {"stride": 4, "ratio": 2, "segments": 5},
     "LoopySampler": {
         **{"steps": 25, "audio_ratio": 5.0, "ref_ratio": 3.0, "start_frame": 0, "frames": 0},
