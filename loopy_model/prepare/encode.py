@@ -6,21 +6,24 @@ With these cached, 124 frames of motion context cost no encoding in training.
 import csv
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as nnf
 from einops import rearrange
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from ..audio import hear
-from ..config import SAMPLE_RATE, ClipGeometry
+from ..audio import hear, resample
+from ..config import LOOPY, SAMPLE_RATE, ClipGeometry
 from ..video import read_video
+from ..weights import read_header
 from .encoded import FOLDER, BadClip, EncodedClip, path_of, read_metadata, write_encoded
 from .encoders import Source, load_speech_encoder, load_vae
+from .records import share_of
 
 PIECE = 16  # frames that pass the VAE at once
 FPS = ClipGeometry.fps
@@ -32,7 +35,7 @@ class EncodeSettings:
     vae: Path
     speech: Path
     size: int  # pixels of the pictures that the VAE sees
-    device: str = "cpu"
+    device: str | None = None  # None: what is there
     shard: tuple[int, int] = (0, 1)  # this run's part and the number of parts
 
     def made_by(self) -> dict:
@@ -52,11 +55,13 @@ def encode_clips(data: Path, settings: EncodeSettings) -> Counter:
         raise ValueError(f"{data} has no clips; run `loopy prepare clips RAW {data}` first.")
     part, parts = settings.shard
     encoder = ClipEncoder(settings)
+    test_sources = held_out_sources(paths)
     counts, failed = Counter(), []
     for path in tqdm(paths[part::parts], "encoding"):
         try:
-            counts[encoder.encode(data, path)] += 1
-        except (ValueError, OSError, RuntimeError) as error:
+            counts[encoder.encode(data, path, test_sources)] += 1
+        except Exception as error:  # whatever is wrong with a clip costs that clip alone
+            path_of(data, path.stem).unlink(missing_ok=True)  # made by other encoders
             counts["failed"] += 1
             failed.append((path.stem, f"{type(error).__name__}: {error}"))
     counts["removed"] = _remove_others(data, {path.stem for path in paths})
@@ -64,28 +69,47 @@ def encode_clips(data: Path, settings: EncodeSettings) -> Counter:
     return counts
 
 
+def summary(data: Path, counts: Counter) -> str:
+    """The run's report: what was done, what training will find, and what failed."""
+    clips = [read_metadata(path)[0] for path in sorted((data / FOLDER).glob("*.safetensors"))]
+    lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count)]
+    for split in ("train", "test"):
+        own = [clip for clip in clips if clip.split == split]
+        minutes, voiced = sum(clip.frames for clip in own) / FPS / 60, sum(clip.voiced for clip in own)
+        lines.append(f"{split:5} {len(own)} clips, {minutes:.1f} minutes, {voiced} of them with sound")
+    for path in sorted((data / FOLDER).glob("failed-*.csv")):
+        lines.append(f"failed clips and why: {path}")
+    return "\n".join(lines)
+
+
+def size_of(model: Path | None) -> int:
+    """Pixels of a Loopy checkpoint's pictures; the paper's 512 without one."""
+    return LOOPY.image_size if model is None else read_header(model).config.image_size
+
+
 class ClipEncoder:
     """Both encoders, loaded once."""
 
     def __init__(self, settings: EncodeSettings) -> None:
-        self.size, self.device = settings.size, settings.device
-        self.vae = load_vae(settings.vae, settings.device)
-        self.hear = load_speech_encoder(settings.speech, settings.device)
+        self.size = settings.size
+        self.device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.vae = load_vae(settings.vae, self.device)
+        self.hear = load_speech_encoder(settings.speech, self.device)
         self.made_by = settings.made_by()
 
     @torch.no_grad()
-    def encode(self, data: Path, path: Path) -> str:
+    def encode(self, data: Path, path: Path, test_sources: set[str]) -> str:
         """One clip -> "encoded", or "already there"."""
-        clip, landmarks = read_clip(path)
+        clip, landmarks = read_clip(path, test_sources)
         if self._is_there(path_of(data, clip.name), clip):
             return "already there"
-        frames, _, waveform, _ = read_video(path.with_suffix(".mp4"))
+        frames, _, waveform, rate = read_video(path.with_suffix(".mp4"))
         if not len(frames) == len(landmarks) == clip.frames:
             raise BadClip(
                 f"its video has {len(frames)} frames, its landmarks {len(landmarks)}, its record "
                 f"{clip.frames}; run `loopy prepare clips` again with --again."
             )
-        speech = self._speech(waveform, clip) if clip.voiced else None
+        speech = self._speech(waveform, rate, clip) if clip.voiced else None
         write_encoded(data, clip, self._latents(frames), landmarks, speech, self.made_by)
         return "encoded"
 
@@ -104,20 +128,35 @@ class ClipEncoder:
             pieces.append(self.vae.encode(part * 2 - 1).cpu())
         return torch.cat(pieces)
 
-    def _speech(self, waveform: Tensor | None, clip: EncodedClip) -> Tensor:
+    def _speech(self, waveform: Tensor | None, rate: int, clip: EncodedClip) -> Tensor:
         """(F, L, D); the sound is cut or padded to the length of the picture."""
         if waveform is None:
             raise BadClip("its record says that it has sound, its video has none; prepare it again.")
         samples = clip.frames * SAMPLES_PER_FRAME
-        voice = waveform.mean(0)[:samples]
+        voice = resample(waveform.mean(0), rate)[:samples]
         return hear(nnf.pad(voice, (0, samples - len(voice))), self.hear, FPS).features
 
 
-def read_clip(path: Path) -> tuple[EncodedClip, Tensor]:
-    """The record and landmarks (F, 68, 2) that `loopy prepare clips` wrote."""
+def read_clip(path: Path, test_sources: set[str]) -> tuple[EncodedClip, Tensor]:
+    """What `loopy prepare clips` wrote of a clip, and its landmarks (F, 68, 2)."""
     with safe_open(str(path), framework="pt") as file:
         record, landmarks = json.loads(file.metadata()["clip"]), file.get_tensor("landmarks")
-    return EncodedClip(record["name"], record["frames"], record["split"], record["voiced"]), landmarks
+    split = "test" if record["source"] in test_sources else "train"
+    return EncodedClip(record["name"], record["frames"], split, record["voiced"]), landmarks
+
+
+def held_out_sources(paths: list[Path]) -> set[str]:
+    """Raw videos whose clips are for testing. Where chance gave none (few videos), the one that was
+    nearest to it, of those with sound: training cannot be judged without."""
+    records = []
+    for path in paths:
+        with suppress(SafetensorError, KeyError, ValueError), safe_open(str(path), framework="pt") as file:
+            records.append(json.loads(file.metadata()["clip"]))  # a damaged one is listed when its turn comes
+    chosen = {record["source"] for record in records if record["split"] == "test"}
+    voiced = {record["source"] for record in records if record["voiced"]}
+    if chosen & voiced or len(voiced) < 2:
+        return chosen
+    return chosen | {min(voiced, key=share_of)}
 
 
 def _identity(made_by: dict) -> tuple:

@@ -72,7 +72,12 @@ def read_metadata(path: Path) -> tuple[EncodedClip, dict[str, Any]]:
         metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT:
         raise BadClip(f"{path} is not an encoded clip; take it out of the folder.")
-    return EncodedClip(**json.loads(metadata["clip"])), json.loads(metadata["encoders"])
+    try:
+        return EncodedClip(**json.loads(metadata["clip"])), json.loads(metadata["encoders"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadClip(
+            f"{path} has a damaged header; delete it and run `loopy prepare encode` again."
+        ) from error
 
 
 def open_encoded(path: Path) -> safe_open:

@@ -19,6 +19,8 @@ from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..speech_encoder import SpeechEncoder
 from ..weights import NotALoopyModel, load_strictly, load_tensors, read_header
 
+WEIGHTS = (".safetensors", ".bin")
+
 
 class VAE(Protocol):
     def encode(self, images: Tensor) -> Tensor:
@@ -37,8 +39,10 @@ class Source:
 
     @classmethod
     def of(cls, path: Path) -> "Source":
-        file = max(path.rglob("*.safetensors"), key=lambda p: p.stat().st_size) if path.is_dir() else path
-        with open(file, "rb") as opened:
+        files = [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix in WEIGHTS]
+        if not files:
+            raise ValueError(f"{path} has no weights in it ({' or '.join(WEIGHTS)}); download it again.")
+        with open(max(files, key=lambda p: p.stat().st_size), "rb") as opened:
             return cls(str(path.absolute()), hashlib.file_digest(opened, "sha256").hexdigest())
 
 
@@ -147,4 +151,4 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _ready(module: nn.Module, device: str) -> nn.Module:
-    return module.eval().requires_grad_(False).to(device)
+    return module.eval().requires_grad_(False).to(device, torch.float32)

@@ -1,0 +1,143 @@
+"""What the pipeline writes down: JSON files that appear whole or not at all."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FORMAT = "loopy-prepare-1"
+
+
+class CannotWrite(Exception):
+    """The data folder does not take what we write; the run ends with this sentence."""
+
+
+class Box(NamedTuple):
+    """A square of a picture in its pixels; it may reach over the border. A clip's is whole-numbered."""
+
+    x: float
+    y: float
+    side: float
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One training clip."""
+
+    name: str
+    source: str  # path of the raw video, relative to the raw folder
+    start: float  # seconds after the raw video's first picture
+    end: float
+    frames: int
+    split: str  # "train" or "test"
+    voiced: bool  # False: for the first training stage only
+    box: Box
+    values: dict[str, float]  # everything that was measured
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "box", Box(*self.box))  # JSON knows lists only
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A piece of a raw video that became no clip, or the whole of it (start = end = 0 if unread)."""
+
+    source: str
+    start: float
+    end: float
+    reason: str  # a few words, the same for all of its kind
+    value: float | None = None  # what was measured
+    limit: float | None = None  # what it was held against
+    detail: str = ""  # a sentence about this one
+    values: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Source:
+    """What became of one raw video."""
+
+    source: str
+    size: int  # bytes
+    modified: int  # ns
+    settings: str  # digest of the settings that it was prepared with
+    duplicate_of: str | None
+    split: str
+    seconds: float = 0.0
+    clips: tuple[Clip, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "clips", tuple(_made(Clip, c) for c in self.clips))
+        object.__setattr__(self, "rejected", tuple(_made(Rejected, r) for r in self.rejected))
+
+    def same_work(self, other: "Source") -> bool:
+        """Would preparing `other` give what is recorded here?"""
+        return replace(self, seconds=0.0, clips=(), rejected=()) == replace(
+            other, seconds=0.0, clips=(), rejected=()
+        )
+
+
+def _made(kind: type, value: Any) -> Any:
+    return kind(**value) if isinstance(value, dict) else value
+
+
+def name_of(source: str) -> str:
+    """File name for what belongs to a raw video: readable, short, and unlike any other's."""
+    source = unicodedata.normalize("NFC", source)  # macOS stores accents apart
+    stem = re.sub(r"\W+", "-", source.rpartition("/")[2].rpartition(".")[0]).strip("-")
+    return f"{stem[:40]}-{hashlib.sha256(source.encode()).hexdigest()[:8]}".lstrip("-")
+
+
+def share_of(text: str) -> float:
+    """A number 0..1 that depends on the text alone, evenly spread."""
+    digest = hashlib.sha256(unicodedata.normalize("NFC", text).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """`write(partial)`, then rename: the file is there when it is complete, or not at all."""
+    # The name is this process's own: several machines may write the same report.
+    partial = path.with_name(f".partial-{platform.node()[:20]}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise CannotWrite(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        _forget(partial)
+
+
+def _forget(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass  # its folder is what could not be written
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)
+    write_whole(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+
+
+def write_source(path: Path, source: Source) -> None:
+    write_json(path, {"format": FORMAT, **asdict(source)})
+
+
+def read_source(path: Path) -> Source | None:
+    """None: there is none, or one that an older version wrote."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return Source(**values) if values.pop("format", None) == FORMAT else None

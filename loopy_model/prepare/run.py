@@ -1,0 +1,243 @@
+"""Many raw videos: which are to be done, by several processes, whatever a single file does to them.
+
+Every source has its own record, so that a run goes on where it stopped. A worker process that a
+file kills or hangs is replaced; the files that were in work are then tried alone, and only the one
+that does it again is rejected.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from itertools import groupby
+from multiprocessing.connection import wait as wait_for_end
+from pathlib import Path
+
+from .raw import raw_videos
+from .records import CannotWrite, Source, read_source, share_of, write_json, write_source, write_whole
+from .source import Job, Settings, abandon, prepare
+
+CRASHED = "crashed the decoder"
+SETTINGS_FILE = "prepare.json"
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has the second only
+
+Show = Callable[[int, float], None]
+
+
+class Refused(Exception):
+    """The run cannot begin; one sentence says why and what to do."""
+
+
+def check_settings(data: Path, settings: Settings, again: bool) -> None:
+    """Keep one data folder to one kind of clips; `again` starts it anew."""
+    path, ours = data / SETTINGS_FILE, settings.record()
+    try:
+        for folder in ("sources", "clips"):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot make the folder {error.filename}: {error.strerror}.") from error
+    if path.exists() and not again:
+        differences = list(_differences(json.loads(path.read_text(encoding="utf-8")), ours))
+        if differences:
+            raise Refused(
+                f"{data} was prepared with other settings: {'; '.join(differences)}. "
+                "Give the old ones or another folder, or --again to prepare everything anew."
+            )
+    else:
+        write_json(path, ours)
+
+
+def _differences(before: dict, now: dict, prefix: str = "") -> Iterable[str]:
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new)
+        elif old != new:
+            yield f"{key.replace('_', '-')} was {old}, now {new}"
+
+
+def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> tuple[list[Job], int]:
+    """The jobs of this shard (number from 1, of how many), and the count of files of other kinds."""
+    sources, others = raw_videos(raw, data)
+    named = _named_for_test(sources, settings.test)
+    copies = duplicates(raw, sorted(sources, key=lambda s: (s not in named, s)))
+    number, shards = shard
+    digest = settings.digest()
+
+    def job(source: str) -> Job:
+        stat = (raw / source).stat()
+        test = source in named or share_of(source) < settings.test_share
+        split = "test" if test else "train"
+        return Job(
+            raw,
+            data,
+            settings,
+            Source(source, stat.st_size, stat.st_mtime_ns, digest, copies.get(source), split),
+        )
+
+    mine = [s for s in sources if int(share_of(f"shard {s}") * shards) == number - 1]
+    return [job(source) for source in mine if (raw / source).exists()], others
+
+
+def _named_for_test(sources: list[str], names: Iterable[str]) -> set[str]:
+    """The sources that are called so: by path, file name or file name without its kind."""
+    found = {name: {s for s in sources if name in (s, Path(s).name, Path(s).stem)} for name in names}
+    for name, which in found.items():
+        if not which:
+            raise Refused(f"--test {name}: no raw video has that name.")
+    return set().union(*found.values())
+
+
+def duplicates(raw: Path, sources: Iterable[str]) -> dict[str, str]:
+    """Each source that is byte for byte another, earlier one -> that one."""
+    sizes = {s: (raw / s).stat().st_size for s in sources if (raw / s).exists()}
+    copies: dict[str, str] = {}
+    for size, group in groupby(sorted(sizes, key=sizes.get), key=sizes.get):
+        same, first = list(group), {}
+        for source in same if size and len(same) > 1 else ():
+            original = first.setdefault(_digest(raw / source), source)
+            if original != source:
+                copies[source] = original
+    return copies
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+    except OSError:
+        return str(path)  # unreadable is unlike any other; its own job says why
+
+
+def is_done(job: Job) -> bool:
+    record = read_source(job.record)
+    return record is not None and record.same_work(job.plan)
+
+
+def run(jobs: list[Job], workers: int, patience: float, show: Show) -> None:
+    """Prepare all jobs. Raises CannotWrite.
+
+    `show(finished, seconds)` is told, about once a second, how many jobs were finished since the last
+    time and how far those in work are, in seconds of their videos. A worker that shows no sign of life
+    for `patience` seconds counts as hanging.
+    """
+    suspects = [job for job in jobs if job.marker.exists()]  # from a run that was killed
+    rest = [job for job in jobs if job not in suspects]
+    fruitless = 0
+    while rest:
+        finished = _pool(rest, workers, patience, show)
+        unfinished = [job for job in rest if job not in finished]
+        fallen = [job for job in unfinished if job.marker.exists()]
+        fruitless = 0 if finished or fallen else fruitless + 1
+        if fruitless > 2:
+            raise Refused("the worker processes end before they begin; is there enough memory?")
+        suspects += fallen
+        rest = [job for job in unfinished if job not in fallen]
+    for job in suspects:
+        if not _pool([job], 1, patience, show):
+            abandon(job)
+            write_source(job.record, job.rejected(CRASHED, "a process that decoded it died or hung, twice."))
+            job.marker.unlink(missing_ok=True)
+            show(1, 0.0)
+
+
+def _pool(jobs: list[Job], workers: int, patience: float, show: Show) -> list[Job]:
+    """-> the jobs that were finished before the first crash."""
+    context = multiprocessing.get_context("spawn")  # decoders have threads, which a fork would lose
+    others = multiprocessing.active_children()
+    finished: list[Job] = []
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin)
+    futures = {pool.submit(_work, job): job for job in jobs}
+    try:
+        _watch(futures, patience, finished, show)
+    except BrokenProcessPool:
+        pass
+    except BaseException:
+        begun = [job for future, job in futures.items() if future.running() or job.marker.exists()]
+        for process in set(multiprocessing.active_children()) - set(others):
+            process.kill()
+        pool.shutdown(cancel_futures=True)
+        for job in begun:
+            abandon(job)
+            job.marker.unlink(missing_ok=True)
+        raise
+    pool.shutdown(cancel_futures=True)
+    return finished
+
+
+def _watch(futures: dict[Future, Job], patience: float, finished: list[Job], show: Show) -> None:
+    pending, signs = set(futures), {}
+    while pending:
+        ready, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+        for future in ready:
+            future.result()
+            finished.append(futures[future])
+        in_work = [futures[future] for future in pending if future.running()]
+        show(len(ready), sum(_seconds_done(job) for job in in_work))
+        _kill_hanging(in_work, signs, patience)
+
+
+def _kill_hanging(jobs: list[Job], signs: dict[str, tuple[str, float]], patience: float) -> None:
+    """`signs`: per source, its last sign of life and when that was first seen."""
+    for job in jobs:
+        try:
+            sign = job.marker.read_text()
+        except OSError:
+            continue  # not begun, or just finished
+        before, since = signs.get(job.plan.source, ("", 0.0))
+        if sign != before:
+            signs[job.plan.source] = sign, time.monotonic()
+        elif time.monotonic() - since > patience:
+            with suppress(ProcessLookupError, ValueError):
+                os.kill(int(sign.split()[0]), KILL)
+
+
+def _begin() -> None:
+    """In every worker: Ctrl-C is for the parent, and without the parent there is no work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        wait_for_end([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _work(job: Job) -> None:
+    """In a worker: one job under its marker."""
+    last = 0.0
+
+    def beat(second: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= 1:
+            last = time.monotonic()
+            with suppress(CannotWrite):
+                _sign(job, f"{os.getpid()} {last:.0f} {second:.0f}")
+
+    _sign(job, f"{os.getpid()} 0 0")
+    prepare(job, beat)
+    job.marker.unlink(missing_ok=True)
+
+
+def _sign(job: Job, text: str) -> None:
+    """A sign of life: process id, the second when it was given, the second of the video."""
+    write_whole(job.marker, lambda partial: partial.write_text(text))
+
+
+def _seconds_done(job: Job) -> float:
+    """How far a job is, in seconds of its video; 0 when it is not in work."""
+    try:
+        return float(job.marker.read_text().split()[2])
+    except (OSError, ValueError, IndexError):
+        return 0.0
