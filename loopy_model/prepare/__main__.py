@@ -184,7 +184,9 @@ def encode(args: argparse.Namespace) -> int:
         counts = encode_clips(args.data, settings)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
-    print(summary(args.data, counts))
+    text = summary(args.data, counts)
+    (args.data / "encoded" / "report.txt").write_text(text + "\n", encoding="utf-8")
+    print(text)
     return 0 if counts["encoded"] + counts["already there"] else 1
 
 

@@ -151,9 +151,10 @@ def held_out_sources(paths: list[Path]) -> set[str]:
     records = []
     for path in paths:
         with suppress(SafetensorError, KeyError, ValueError), safe_open(str(path), framework="pt") as file:
-            records.append(json.loads(file.metadata()["clip"]))  # a damaged one is listed when its turn comes
-    chosen = {record["source"] for record in records if record["split"] == "test"}
-    voiced = {record["source"] for record in records if record["voiced"]}
+            record = json.loads(file.metadata()["clip"])  # a damaged one is listed when its turn comes
+            records.append((record["source"], record["split"], record["voiced"]))
+    chosen = {source for source, split, _ in records if split == "test"}
+    voiced = {source for source, _, has_sound in records if has_sound}
     if chosen & voiced or len(voiced) < 2:
         return chosen
     return chosen | {min(voiced, key=share_of)}

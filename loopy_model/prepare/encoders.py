@@ -4,7 +4,6 @@ Both come from local files: a Loopy checkpoint that carries them, or the public 
 downloaded.
 """
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..speech_encoder import SpeechEncoder
 from ..weights import NotALoopyModel, load_strictly, load_tensors, read_header
+from .records import digest_of
 
 WEIGHTS = (".safetensors", ".bin")
 
@@ -42,8 +42,7 @@ class Source:
         files = [path] if path.is_file() else [p for p in path.rglob("*") if p.suffix in WEIGHTS]
         if not files:
             raise ValueError(f"{path} has no weights in it ({' or '.join(WEIGHTS)}); download it again.")
-        with open(max(files, key=lambda p: p.stat().st_size), "rb") as opened:
-            return cls(str(path.absolute()), hashlib.file_digest(opened, "sha256").hexdigest())
+        return cls(str(path.absolute()), digest_of(max(files, key=lambda p: p.stat().st_size)))
 
 
 def load_vae(path: Path, device: str = "cpu") -> VAE:

@@ -98,6 +98,15 @@ def name_of(source: str) -> str:
     return f"{stem[:40]}-{hashlib.sha256(source.encode()).hexdigest()[:8]}".lstrip("-")
 
 
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def share_of(text: str) -> float:
     """A number 0..1 that depends on the text alone, evenly spread."""
     digest = hashlib.sha256(unicodedata.normalize("NFC", text).encode()).digest()

@@ -5,7 +5,6 @@ file kills or hangs is replaced; the files that were in work are then tried alon
 that does it again is rejected.
 """
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -21,7 +20,16 @@ from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
 from .raw import raw_videos
-from .records import CannotWrite, Source, read_source, share_of, write_json, write_source, write_whole
+from .records import (
+    CannotWrite,
+    Source,
+    digest_of,
+    read_source,
+    share_of,
+    write_json,
+    write_source,
+    write_whole,
+)
 from .source import Job, Settings, abandon, prepare
 
 CRASHED = "crashed the decoder"
@@ -109,12 +117,8 @@ def duplicates(raw: Path, sources: Iterable[str]) -> dict[str, str]:
 
 
 def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        return digest_of(path)
     except OSError:
         return str(path)  # unreadable is unlike any other; its own job says why
 

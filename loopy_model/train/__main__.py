@@ -61,7 +61,13 @@ def build_parser() -> argparse.ArgumentParser:
     how("--checkpointing", action="store_true", help="make activations again instead of keeping them")
     how("--shard", action="store_true", help="spread weights, gradients and optimiser over the processes")
     how("--save-every", type=int, default=200, metavar="STEPS", help="state and held-out loss (200)")
-    how("--preview-every", type=int, default=1000, metavar="STEPS", help="preview clips and lip sync (1000)")
+    how(
+        "--preview-every",
+        type=int,
+        default=1000,
+        metavar="STEPS",
+        help="preview clips and lip sync (1000; 0: none)",
+    )
     how("--vae", type=Path, help="for previews (default: the VAE that encoded the clips)")
     how(
         "--lips",
@@ -110,15 +116,18 @@ def with_base(recipe: Recipe, base: Path | None) -> tuple[Recipe, dict[str, torc
             f"{base.name} has other sizes than recipe {recipe.name}; give another base, "
             'or a recipe file whose "config" is null.'
         )
-    weights = {key: tensor.float() for key, tensor in load_tensors(base)["loopy"].items()}
-    model = Loopy(header.config)
-    load_strictly(model, weights, base)
+    weights = {key: tensor.float() for key, tensor in load_tensors(base).get("loopy", {}).items()}
+    with torch.device("meta"):  # the check takes no memory
+        load_strictly(Loopy(header.config), weights, base, assign=True)
     return replace(recipe, config=header.config), weights
 
 
 def make_preview(args: argparse.Namespace, test: PreparedClips) -> Preview | None:
-    """None when there is no VAE to show anything with."""
+    """None when none is wanted, or there is no VAE to show anything with."""
     from ..prepare.encoders import load_vae
+
+    if args.preview_every == 0:
+        return None
 
     path = args.vae
     if path is None:

@@ -117,9 +117,16 @@ class PreparedClips:
 
     def _windows(self, speech, window: Window) -> Tensor:  # noqa: ANN001
         """(F, W, L, D), clamped at the ends of the video as at inference."""
+        _, layers, width = speech.get_shape()
+        audio = self.config.audio
+        if layers < audio.layers or width != audio.width:
+            raise BadClip(
+                f"{window.clip.name} has speech of {layers} layers of width {width}, the model reads {audio.layers} "
+                f"of width {audio.width}; encode the clips with the model's own speech encoder."
+            )
         context, last = self.config.clip.audio_context, window.clip.frames - 1
         first, end = window.start - context, window.start + window.frames + context
-        heard = speech[max(first, 0) : min(end, last + 1)].float()[:, -self.config.audio.layers :]
+        heard = speech[max(first, 0) : min(end, last + 1)].float()[:, -audio.layers :]
         frames = torch.arange(window.start, window.start + window.frames)[:, None]
         index = (frames + torch.arange(-context, context + 1)).clamp(0, last)
         return heard[index - max(first, 0)]

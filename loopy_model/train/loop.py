@@ -22,8 +22,9 @@ from .data import Place, PreparedClips, Samples, Schedule, collate, load, to
 from .lora import add_low_rank, store_frozen_layers
 from .objective import Batch, Draws, Objective
 from .record import Record, mean_per_condition, validation_conditions, with_condition
+from .report import write_report
 from .stages import Recipe, Stage
-from .state import Average, read_state, restore, snapshot, write_state
+from .state import Average, fingerprint, read_state, restore, snapshot, write_state
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VALIDATION_SAMPLES = 16  # the same clips, noise and timesteps every time
@@ -71,6 +72,8 @@ class Trainer:
         self.model = Loopy(train.config)
         if base is not None:
             self.model.load_state_dict(base)
+        # Its frozen weights are not in the state.
+        self.base = fingerprint(base) if base is not None and recipe.low_rank else None
         if recipe.low_rank:
             add_low_rank(self.model, recipe.low_rank)
             store_frozen_layers(self.model, PRECISIONS[settings.mixed_precision])
@@ -82,7 +85,8 @@ class Trainer:
         self.average = Average(self.objective, recipe.ema_decay)
         if self.is_main:
             run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2))
+            if not (run_dir / "state.pt").is_file():  # a run that has begun keeps its own
+                (run_dir / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2))
             self.record = Record(run_dir, recipe.stages)
 
     @property
@@ -91,6 +95,8 @@ class Trainer:
 
     def run(self) -> Loopy:
         """Trains what is left; returns the model with the averaged weights."""
+        for stage in self.recipe.stages:
+            self.schedule(stage, range(0))  # a batch that cannot be cut is refused now, not in days
         state = self._read_state()
         while self.stage_index < len(self.recipe.stages):
             self._run_stage(self.recipe.stages[self.stage_index], state)
@@ -107,35 +113,34 @@ class Trainer:
             if self.accelerator.scaler is not None and "scaler" in state:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         samples, schedule, batches = self.batches(stage, range(self.step, stage.steps))
-        bar = tqdm(
+        with tqdm(
             total=stage.steps,
             initial=self.step,
             desc=f"stage {stage.name}",
             mininterval=5,
             disable=not self.is_main,
-        )
-        for step in schedule.steps:
-            began = time.perf_counter()
-            losses, norm = self.train_step(stage, optimizer, samples, schedule, batches)
-            self.step = step + 1
-            bar.update()
-            bar.set_postfix(loss=f"{losses.mean().item():.4f}", refresh=False)
-            self._log(
-                stage,
-                loss=losses.mean().item(),
-                per_condition=mean_per_condition(losses, samples.draws(step), stage),
-                grad_norm=norm,
-                learning_rate=optimizer.param_groups[0]["lr"],
-                seconds=round(time.perf_counter() - began, 4),
-            )
-            ends = self.step == stage.steps
-            if ends or self.step % self.settings.save_every == 0:
-                self._log(stage, validation=self.validate(stage))
-            if ends or self.step % self.settings.preview_every == 0:
-                self._show(stage)
-            if ends or self.step % self.settings.save_every == 0:
-                self._save(optimizer)
-        bar.close()
+        ) as bar:
+            for step in schedule.steps:
+                began = time.perf_counter()
+                losses, norm = self.train_step(stage, optimizer, samples, schedule, batches)
+                self.step = step + 1
+                bar.update()
+                bar.set_postfix(loss=f"{losses.mean().item():.4f}", refresh=False)
+                self._log(
+                    stage,
+                    loss=losses.mean().item(),
+                    per_condition=mean_per_condition(losses, samples.draws(step), stage),
+                    grad_norm=norm,
+                    learning_rate=optimizer.param_groups[0]["lr"],
+                    seconds=round(time.perf_counter() - began, 4),
+                )
+                ends = self.step == stage.steps
+                if ends or self.step % self.settings.save_every == 0:
+                    self._log(stage, validation=self._finite(self.validate(stage), stage))
+                if self.preview and (ends or self.step % self.settings.preview_every == 0):
+                    self._show(stage)
+                if ends or self.step % self.settings.save_every == 0:
+                    self._save(optimizer)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -148,14 +153,14 @@ class Trainer:
 
     def batches(self, stage: Stage, steps: range) -> tuple[Samples, Schedule, Iterator]:
         samples = Samples(self.train, stage, (self.recipe.seed, self.stage_index))
-        schedule = Schedule(
-            steps,
-            stage.batch,
-            self.settings.accumulate,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        schedule = self.schedule(stage, steps)
         return samples, schedule, iter(load(samples, schedule, self.settings.workers, self.device))
+
+    def schedule(self, stage: Stage, steps: range) -> Schedule:
+        processes = self.accelerator
+        return Schedule(
+            steps, stage.batch, self.settings.accumulate, processes.process_index, processes.num_processes
+        )
 
     def train_step(
         self,
@@ -178,6 +183,8 @@ class Trainer:
         losses = self._gather(torch.stack(pieces))
         self._refuse_what_is_not_finite(losses, stage, samples)
         norm = self._clip(optimizer)
+        if self.accelerator.scaler is None:  # which leaves such steps out
+            self._refuse_what_is_not_finite(torch.full_like(losses, norm), stage, samples, "gradient")
         optimizer.step()
         optimizer.zero_grad()
         self.average.update()
@@ -195,17 +202,29 @@ class Trainer:
         everywhere = self.accelerator.gather(losses)
         return rearrange(everywhere, "(w a) b -> (a w b)", w=processes)
 
-    def _refuse_what_is_not_finite(self, losses: Tensor, stage: Stage, samples: Samples) -> None:
-        if torch.isfinite(losses).all():
+    def _refuse_what_is_not_finite(
+        self, values: Tensor, stage: Stage, samples: Samples, what: str = "loss"
+    ) -> None:
+        if torch.isfinite(values).all():
             return
-        bad = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
+        bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
         windows = samples.windows(self.step)
         names = ", ".join(str(windows[i]) for i in bad[:4]) + (" and more" if len(bad) > 4 else "")
         raise FloatingPointError(
-            f"the loss of step {self.step} of stage {stage.name} is {losses[bad[0]].item()} for {names}; "
-            f"look at these clips or lower the learning rate, then run the same command: it goes on from "
-            f"the last state in {self.run_dir}."
+            f"the {what} of step {self.step} of stage {stage.name} is {values[bad[0]].item()} for {names}; "
+            f"look at these clips and run the same command, which goes on from the last state in {self.run_dir}, "
+            "or lower the learning rate in another --run-dir."
         )
+
+    def _finite(self, validation: dict[str, float], stage: Stage) -> dict[str, float]:
+        """The same; weights that make nothing of held-out clips are not kept."""
+        for name, loss in validation.items():
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the held-out loss ({name}) after step {self.step} of stage {stage.name} is {loss}; "
+                    f"lower the learning rate in another --run-dir (the last state in {self.run_dir} is from before)."
+                )
+        return validation
 
     def _clip(self, optimizer: AcceleratedOptimizer) -> float:
         if self.accelerator.scaler is not None:
@@ -231,7 +250,7 @@ class Trainer:
         return {name: mean.item() for name, mean in means.items()}
 
     def _show(self, stage: Stage) -> None:
-        if self.preview is None or stage.spatial_only or self.settings.shard:
+        if stage.spatial_only or self.settings.shard:
             return
         if self.is_main:
             with self.average.applied(), self.accelerator.autocast():
@@ -253,11 +272,14 @@ class Trainer:
             state["scaler"] = self.accelerator.scaler.state_dict()
         if self.is_main:
             write_state(self.run_dir / "state.pt", state)
+            write_report(self.run_dir)
         self.accelerator.wait_for_everyone()
 
     def _read_state(self) -> dict[str, Any] | None:
         state = read_state(self.run_dir / "state.pt")
         if state is None:
+            if self.is_main:
+                self.record.keep_until(0, 0)
             return None
         self._refuse_another_beginning(json.loads(state["begun"]))
         self.stage_index, self.step = state["stage"], state["step"]
@@ -270,7 +292,7 @@ class Trainer:
 
     def _begun(self) -> dict[str, Any]:
         """What must stay the same for a run to go on exactly."""
-        return {"recipe": self.recipe.to_dict(), "clips": self.train.fingerprint()}
+        return {"recipe": self.recipe.to_dict(), "clips": self.train.fingerprint(), "base": self.base}
 
     def _refuse_another_beginning(self, begun: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self._begun()))
@@ -283,6 +305,10 @@ class Trainer:
             raise ValueError(
                 f"{self.run_dir} was begun with other training clips than {self.train.data} has now; put them "
                 "back, or start in another --run-dir (from the present weights with --base)."
+            )
+        if begun["base"] != now["base"]:
+            raise ValueError(
+                f"{self.run_dir} was begun on another base model; give the same --base, or another --run-dir."
             )
 
     def _spread(self, objective: Objective) -> nn.Module:

@@ -3,10 +3,12 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..config import LOOPY, PUPPET, LoopyConfig
 from .objective import ConditionDropping
+
+OPTIMIZER = Literal["adamw", "adamw8bit"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,13 @@ class Recipe:
     ema_decay: float = 0.9999
     weight_decay: float = 1e-2
     clip_norm: float = 1.0
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    optimizer: OPTIMIZER = "adamw"
     low_rank: int = 0  # rank of the adapters on the spatial layers; 0 trains them in full
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in get_args(OPTIMIZER):
+            known = ", ".join(get_args(OPTIMIZER))
+            raise ValueError(f"recipe {self.name}: there is no optimizer {self.optimizer}; choose {known}.")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -66,7 +73,7 @@ def read_recipe(name: str) -> Recipe:
         raise ValueError(f"there is no recipe {name}; choose {', '.join(RECIPES)}, or give a JSON file.")
     try:
         return Recipe.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{name} is not a recipe ({error}); start from the recipe.json of a run (`--dry-run` writes one)."
         ) from error
