@@ -6,19 +6,19 @@ Header: `format` = "loopy-adapter", `format_version`, `config` (JSON of the base
 """
 
 import json
-import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import LoopyConfig
-from .weights import ADAPTER_FORMAT, ModelCard
+from .weights import ADAPTER_FORMAT, ModelCard, read_header, write_tensors
 
 ADAPTER_VERSION = 1
+PREFIX = "loopy."  # of the model's own tensors in a checkpoint
 
 
 class NotAnAdapter(ValueError):
@@ -39,13 +39,27 @@ def save_adapter(
         "config": json.dumps(config.to_dict()),
         "card": json.dumps(asdict(card)),
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file({k: t.to(dtype).contiguous() for k, t in tensors.items()}, partial, metadata)
-        partial.chmod(0o644)  # safetensors writes files that only their owner can read
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path, {name: tensor.to(dtype) for name, tensor in tensors.items()}, metadata)
+
+
+def merge(base: Path, adapter: Path, result: Path, strength: float = 1.0) -> None:
+    """A checkpoint with the adapter in it, to share or to train on from; encoder and VAE stay as they are.
+
+    Raises NotALoopyModel and NotAnAdapter.
+    """
+    header, tensors = read_header(base), load_file(base)
+    own = {k.removeprefix(PREFIX): t for k, t in tensors.items() if k.startswith(PREFIX)}
+    changed = apply_adapter(own, adapter, header.config, strength)
+    card = replace(
+        header.card, name=f"{header.card.name} with {adapter.stem}", trained_on=_trained_on(adapter)
+    )
+    tensors |= {PREFIX + name: tensor for name, tensor in changed.items()}
+    write_tensors(result, tensors, replace(header, card=card).to_metadata())
+
+
+def _trained_on(adapter: Path) -> str:
+    with _open(adapter) as file:
+        return json.loads(file.metadata()["card"])["trained_on"]
 
 
 def apply_adapter(

@@ -1,4 +1,7 @@
-"""`loopy generate | prepare | train | evaluate | puppet`; each part also runs as `python -m loopy_model.<part>`."""
+"""`loopy generate | merge | prepare | train | evaluate | puppet`.
+
+`python -m loopy_model.cli generate` and `merge`; the other parts run as `python -m loopy_model.<part>` too.
+"""
 
 import argparse
 import sys
@@ -24,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--adapter-strength", type=float, default=1.0, help="0 is without, 1 is as it was trained (1)"
     )
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
     parser.add_argument("--ref-ratio", type=float, default=1.5, help="guidance of the portrait (1.5)")
     return parser
@@ -43,9 +46,16 @@ def generate(arguments: Sequence[str]) -> None:
     from .weights import NotALoopyModel
 
     args = build_parser().parse_args(arguments)
-    with Image.open(args.portrait) as picture:
-        portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-    waveform, rate = read_audio(args.voice)
+    try:
+        with Image.open(args.portrait) as picture:
+            portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+        waveform, rate = read_audio(args.voice)
+    except (OSError, ValueError) as error:  # PyAV's errors are of these kinds
+        raise SystemExit(
+            f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
+        ) from error
+    if not args.output.parent.is_dir():
+        raise SystemExit(f"there is no folder {args.output.parent} to write {args.output.name} into.")
     if waveform is None or not waveform.shape[1]:
         raise SystemExit(f"{args.voice} has no sound; choose another file.")
     try:
@@ -61,14 +71,35 @@ def generate(arguments: Sequence[str]) -> None:
         frames = pipeline(
             portrait, waveform, rate, Guidance(args.audio_ratio, args.ref_ratio), args.steps, args.seed, show
         )
-    write_video(args.output, frames, Fraction(pipeline.config.clip.fps), waveform, rate)
+    try:
+        write_video(args.output, frames, Fraction(pipeline.config.clip.fps), waveform, rate)
+    except OSError as error:
+        raise SystemExit(f"cannot write {args.output}: {error.strerror}.") from error
     print(args.output)
+
+
+def merge(arguments: Sequence[str]) -> None:
+    from .adapter import NotAnAdapter
+    from .adapter import merge as merge_files
+    from .weights import NotALoopyModel
+
+    parser = argparse.ArgumentParser(prog="loopy merge", description="A checkpoint with an adapter in it.")
+    parser.add_argument("model", type=Path, help="checkpoint that the adapter was trained on")
+    parser.add_argument("adapter", type=Path)
+    parser.add_argument("result", type=Path, help="checkpoint to write")
+    parser.add_argument("--strength", type=float, default=1.0, help="1 is as it was trained (1)")
+    args = parser.parse_args(arguments)
+    try:
+        merge_files(args.model, args.adapter, args.result, args.strength)
+    except (NotALoopyModel, NotAnAdapter, OSError) as error:
+        raise SystemExit(str(error)) from error
+    print(args.result)
 
 
 def main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
-    if command == "generate":
-        return generate(rest)
+    if command in ("generate", "merge"):
+        return {"generate": generate, "merge": merge}[command](rest)
     if command not in ("prepare", "train", "evaluate", "puppet"):
         raise SystemExit(__doc__)
     sys.argv = [f"loopy {command}", *rest]

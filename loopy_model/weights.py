@@ -56,6 +56,8 @@ def read_header(path: Path) -> Header:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise NotALoopyModel(f"there is no file {path}; check the path.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise NotALoopyModel(
             f"{path.name} cannot be read as a safetensors file; "
@@ -111,16 +113,21 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], path: Path, assig
 def save_checkpoint(
     path: Path, header: Header, parts: dict[str, nn.Module], dtype: torch.dtype = torch.float16
 ) -> None:
-    """Writes the parts (keys of PARTS) in `dtype`; the file appears only when it is complete."""
+    """Writes the parts (keys of PARTS) in `dtype`."""
     tensors = {
-        f"{name}.{key}": (tensor.to(dtype) if tensor.is_floating_point() else tensor).contiguous()
+        f"{name}.{key}": tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, module in parts.items()
         for key, tensor in module.state_dict().items()
     }
+    write_tensors(path, tensors, header.to_metadata())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """One safetensors file; it appears under `path` only when it is complete."""
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file(tensors, partial, metadata=header.to_metadata())
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
         partial.chmod(0o644)  # safetensors writes files that only their owner can read
         os.replace(partial, path)
     finally:

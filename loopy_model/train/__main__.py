@@ -5,6 +5,7 @@ One process as it is; several with `accelerate launch -m loopy_model.train ...` 
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from .loop import Settings, Trainer
 from .lora import adapter_tensors
 from .plan import describe, lacking, measured
 from .preview import Preview, mouth_reader
+from .report import write_report
 from .stages import RECIPES, Recipe, read_recipe
 from .state import whole_weights
 
@@ -36,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m loopy_model.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="data folder that `loopy prepare` filled")
+    add("--data", type=Path, required=True, help="data folder that `python -m loopy_model.prepare` filled")
     add("--run-dir", type=Path, required=True, help="state, log, previews and result go here")
     add(
         "--recipe",
@@ -51,13 +53,18 @@ def build_parser() -> argparse.ArgumentParser:
     what("--learning-rate", type=float, nargs="+", help="peak learning rate of each stage")
     what("--low-rank", type=int, help="rank of the adapters on the spatial layers; 0 trains everything")
     what("--optimizer", choices=("adamw", "adamw8bit"), help="adamw8bit needs bitsandbytes")
-    what("--seed", type=int)
+    what("--seed", type=int, help="of all draws and new weights")
     how = parser.add_argument_group("how to carry it out").add_argument
-    how("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
+    how(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        choices=("cuda", "cpu"),
+        help="cuda if there is one",
+    )
     how("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
     how("--workers", type=int, default=0, help="processes that read data (0: none besides this one)")
     how("--accumulate", type=int, default=1, help="pieces that a process cuts its share of a batch into")
-    how("--mixed-precision", choices=("no", "bf16", "fp16"), default="no")
+    how("--mixed-precision", choices=("no", "bf16", "fp16"), default="no", help="for the nets (no: float32)")
     how("--checkpointing", action="store_true", help="make activations again instead of keeping them")
     how("--shard", action="store_true", help="spread weights, gradients and optimiser over the processes")
     how("--save-every", type=int, default=200, metavar="STEPS", help="state and held-out loss (200)")
@@ -184,7 +191,8 @@ def run(args: argparse.Namespace) -> None:
     trainer.run()
     path = export(trainer, args.base)
     if path is not None:
-        print(f"done: {path}")
+        write_report(args.run_dir)
+        print(f"done: {path}\nreport: {args.run_dir / 'report.md'}")
 
 
 def dry_run(
@@ -205,13 +213,21 @@ def dry_run(
         print(measured(Trainer(recipe, args.run_dir, train, test, settings, base)))
 
 
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"cannot write or read {error.filename}: {error.strerror}; check the path and its permissions."
+    return str(error)
+
+
 def main() -> None:
     try:
-        run(build_parser().parse_args())
+        args = build_parser().parse_args()
+        run(args)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from the last state in {args.run_dir}.", file=sys.stderr)
+        raise SystemExit(130) from None
     except (BadClip, NotALoopyModel, FloatingPointError, ValueError, OSError) as error:
-        raise SystemExit(
-            f"{type(error).__name__}: {error}" if isinstance(error, OSError) else str(error)
-        ) from error
+        raise SystemExit(_sentence(error)) from error
 
 
 if __name__ == "__main__":

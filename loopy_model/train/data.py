@@ -52,7 +52,8 @@ class PreparedClips:
         self.motion_ages = [age for (age,) in TemporalSegments(config.clip).ages()]
         paths = sorted((data / FOLDER).glob("*.safetensors"))
         if not paths:
-            raise BadClip(f"{data} has no encoded clips; run `loopy prepare encode {data}` first.")
+            missing = "has no encoded clips" if data.is_dir() else "does not exist"
+            raise BadClip(f"{data} {missing}; `python -m loopy_model.prepare encode` makes such a folder.")
         read = (read_metadata(path) for path in tqdm(paths, f"{split} clips", disable=len(paths) < 2000))
         self.clips = [clip for clip, _ in read if clip.split == split]
 
@@ -60,6 +61,17 @@ class PreparedClips:
         """Changes when a clip comes, goes or changes its length: then the draws change too."""
         names = "\n".join(f"{clip.name} {clip.frames} {clip.voiced}" for clip in self.clips)
         return hashlib.sha256(names.encode()).hexdigest()
+
+    def summary(self) -> dict[str, str | int | float]:
+        """Facts for the plan and the report."""
+        frames = sum(clip.frames for clip in self.clips)
+        return {
+            "folder": str(self.data),
+            "split": self.split,
+            "clips": len(self.clips),
+            "minutes": round(frames / self.config.clip.fps / 60, 1),
+            "silent": sum(not clip.voiced for clip in self.clips),
+        }
 
     def pool(self, stage: Stage) -> "Pool":
         """The clips that can serve a stage. Raises BadClip when there are none."""
@@ -69,7 +81,11 @@ class PreparedClips:
             kind = "clip" if stage.spatial_only else f"clip with sound and {frames} frames"
             raise BadClip(
                 f"{self.data} has no {self.split} {kind} for stage {stage.name}; prepare more videos"
-                + (", or name some as test videos." if self.split == "test" else ".")
+                + (
+                    ", or choose test videos with `prepare clips --test NAME`."
+                    if self.split == "test"
+                    else "."
+                )
             )
         return Pool(usable, frames)
 
@@ -81,7 +97,7 @@ class PreparedClips:
                 sample = self._sample(file, window)
         except (SafetensorError, IndexError, OSError) as error:
             raise BadClip(
-                f"{path} cannot be read ({error}); delete it and run `loopy prepare encode` again."
+                f"{path} cannot be read ({error}); delete it and run `python -m loopy_model.prepare encode` again."
             ) from error
         for field, tensor in _tensors(sample):
             if not torch.isfinite(tensor).all():
@@ -201,8 +217,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.batch % (self.pieces * self.processes):
             raise ValueError(
-                f"a batch of {self.batch} cannot be cut evenly for {self.processes} processes and "
-                f"{self.pieces} accumulated pieces; change one of the three."
+                f"a batch of {self.batch} cannot be cut evenly for {self.processes} process(es) and "
+                f"--accumulate {self.pieces}; change one of the three."
             )
 
     @property

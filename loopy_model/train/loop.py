@@ -27,6 +27,10 @@ from .stages import Recipe, Stage
 from .state import Average, fingerprint, read_state, restore, snapshot, write_state
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+START_ANEW = (
+    "give the same, or another --run-dir; to go on from this run's result, give it as --base "
+    "(an adapter by way of `python -m loopy_model.cli merge`)"
+)
 VALIDATION_SAMPLES = 16  # the same clips, noise and timesteps every time
 
 
@@ -87,6 +91,7 @@ class Trainer:
             run_dir.mkdir(parents=True, exist_ok=True)
             if not (run_dir / "state.pt").is_file():  # a run that has begun keeps its own
                 (run_dir / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2))
+                (run_dir / "data.json").write_text(json.dumps([train.summary(), test.summary()], indent=2))
             self.record = Record(run_dir, recipe.stages)
 
     @property
@@ -298,18 +303,14 @@ class Trainer:
         now = json.loads(json.dumps(self._begun()))
         if different := list(_differences(begun["recipe"], now["recipe"])):
             raise ValueError(
-                f"{self.run_dir} was begun with another recipe ({'; '.join(different[:3])}); "
-                "give the same one, or another --run-dir."
+                f"{self.run_dir} was begun with another recipe ({'; '.join(different[:3])}); {START_ANEW}."
             )
         if begun["clips"] != now["clips"]:
             raise ValueError(
-                f"{self.run_dir} was begun with other training clips than {self.train.data} has now; put them "
-                "back, or start in another --run-dir (from the present weights with --base)."
+                f"{self.run_dir} was begun with other training clips than {self.train.data} has now; {START_ANEW}."
             )
         if begun["base"] != now["base"]:
-            raise ValueError(
-                f"{self.run_dir} was begun on another base model; give the same --base, or another --run-dir."
-            )
+            raise ValueError(f"{self.run_dir} was begun on another base model; {START_ANEW}.")
 
     def _spread(self, objective: Objective) -> nn.Module:
         """The objective on this process's device, wrapped for several processes."""

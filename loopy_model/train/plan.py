@@ -59,16 +59,9 @@ def skeleton(config: LoopyConfig, low_rank: int = 0, checkpointing: bool = False
     return model
 
 
-def _data(train: PreparedClips, test: PreparedClips) -> list[str]:
-    lines = []
-    for clips in (train, test):
-        frames = sum(clip.frames for clip in clips.clips)
-        silent = sum(not clip.voiced for clip in clips.clips)
-        minutes = frames / clips.config.clip.fps / 60
-        lines.append(
-            f"{clips.split:5} {len(clips.clips):6} clips, {minutes:8.1f} minutes, {silent} without sound (stage one only)"
-        )
-    return lines
+def _data(*splits: PreparedClips) -> list[str]:
+    line = "{split:5} {clips:6} clips, {minutes:8.1f} minutes, {silent} without sound (stage one only)"
+    return [line.format(**clips.summary()) for clips in splits]
 
 
 def _parameters(model: Loopy) -> list[str]:

@@ -22,6 +22,7 @@ from .data import PreparedClips
 MouthReader = Callable[[Tensor], Tensor]  # frames (F, H, W, 3) 0..1 -> mouth opening (F,), NaN where no face
 
 ROW = 8  # frames of a video that the contact sheet shows
+SHOWN = 160  # pixels
 
 
 class Preview:
@@ -95,7 +96,7 @@ def correlation(one: Tensor, other: Tensor) -> float | None:
 
 
 def mouth_reader(spec: str) -> MouthReader | None:
-    """ "none", "meter" (the drawn faces' own), or a landmark detector of `loopy prepare` ("facemesh", ...)."""
+    """ "none", "meter" (the drawn faces' own), or a landmark detector of `prepare clips` ("facemesh", ...)."""
     if spec == "none":
         return None
     if spec == "meter":
@@ -128,7 +129,9 @@ def _row(frames: Tensor) -> np.ndarray:
 
 
 def _write_sheet(path: Path, rows: list[np.ndarray]) -> None:
-    """Per clip a row of what was generated and a row of the truth."""
+    """Per clip a row of what was generated and a row of the truth, at least SHOWN pixels a frame."""
     from PIL import Image
 
-    Image.fromarray(np.concatenate(rows)).save(path, quality=92)
+    sheet = Image.fromarray(np.concatenate(rows))
+    scale = max(1, SHOWN // len(rows[0]))
+    sheet.resize((scale * sheet.width, scale * sheet.height), Image.Resampling.BICUBIC).save(path, quality=92)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ class Record:
 
     def __init__(self, run_dir: Path, stages: tuple[Stage, ...]) -> None:
         self.path, self.stages = run_dir / "log.jsonl", [stage.name for stage in stages]
-        self.board = _tensorboard(run_dir / "tensorboard")
+        self.board_folder = run_dir / "tensorboard"
 
     def keep_until(self, stage: int, step: int) -> None:
-        """Forgets what was logged after the state that a run goes on from."""
-        rows = [row for row in read_rows(self.path) if self._place(row) <= (stage, step)]
+        """Forgets what was logged after the state that a run goes on from; a stage that has no step
+        yet will log its beginning again."""
+        last = (stage, step if step else -1)
+        rows = [row for row in read_rows(self.path) if self._place(row) <= last]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
         partial.replace(self.path)
@@ -30,9 +33,18 @@ class Record:
     def write(self, stage: Stage, step: int, **values: Any) -> None:
         with open(self.path, "a") as log:
             log.write(json.dumps({"stage": stage.name, "step": step, **values}) + "\n")
-        if self.board:
+        if self._board is not None:
             for name, value in _flat(values):
-                self.board.add_scalar(f"{stage.name}/{name}", value, step)
+                self._board.add_scalar(f"{stage.name}/{name}", value, step)
+
+    @cached_property
+    def _board(self) -> Any:
+        """TensorBoard's writer, or None where it is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self.board_folder))
 
     def _place(self, row: dict[str, Any]) -> tuple[int, int]:
         return self.stages.index(row["stage"]), row["step"]
@@ -91,11 +103,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float
             yield from _flat(value, f"{prefix}{name}/")
         elif isinstance(value, (int, float)):
             yield prefix + name, value
-
-
-def _tensorboard(folder: Path):  # noqa: ANN202
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))

@@ -41,17 +41,19 @@ def draw(stages: dict[str, list[dict[str, Any]]], picture: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    size = (6 * len(stages), 2.6 * len(PANELS))
-    figure, axes = plt.subplots(len(PANELS), len(stages), figsize=size, squeeze=False)
+    rows = [row for own in stages.values() for row in own]
+    panels = [panel for panel in PANELS if any(True for _ in _curves(rows, panel))]
+    size = (7.5 * len(stages), 2.6 * len(panels))
+    figure, axes = plt.subplots(len(panels), len(stages), figsize=size, squeeze=False)
     for column, (stage, rows) in zip(axes.T, stages.items()):
-        for axis, panel in zip(column, PANELS):
+        for axis, panel in zip(column, panels):
             for name, (steps, values) in _curves(rows, panel):
                 axis.plot(steps, values, marker="o" if len(steps) < 40 else None, ms=3, label=name)
             axis.set(title=f"stage {stage}: {panel}", xlabel="step")
             axis.set_visible(bool(axis.lines))
             if axis.lines:
-                axis.set_yscale("linear" if panel == "lip sync" else "log")
-                axis.legend(fontsize=7)
+                axis.margins(x=0.05, y=0.15)
+                axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     partial = picture.with_name(f".{picture.name}")
     figure.savefig(partial, dpi=100)
@@ -94,37 +96,61 @@ def _smooth(curve: Curve) -> Curve:
 def _page(run_dir: Path, stages: dict[str, list[dict[str, Any]]]) -> str:
     recipe = json.loads((run_dir / "recipe.json").read_text())
     lines = [f"# Training run: recipe {recipe['name']}, seed {recipe['seed']}", ""]
-    lines += ["| stage | steps | batch | seconds per step | loss | held-out loss | lip sync |"]
+    lines += [_data_line(split) for split in _read_json(run_dir / "data.json")]
+    lines += [""] + [_result_line(path) for path in sorted(run_dir.glob("*.safetensors"))] + [""]
+    lines += [
+        "| stage | steps | batch | seconds per step | minutes of steps | loss, running mean | lip sync |"
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
-    for planned in recipe["stages"]:
-        rows = stages.get(planned["name"], [])
-        loss, seconds = _smooth(_values(rows, "loss"))[1], _values(rows, "seconds")[1]
-        cells = [
-            planned["name"],
-            f"{max((row['step'] for row in rows), default=0)} of {planned['steps']}",
-            planned["batch"],
-            f"{np.median(seconds):.3g}" if len(seconds) else "",
-            f"{loss[-1]:.4f}" if len(loss) else "",
-            _last(rows, "validation"),
-            _last(rows, "lip_sync"),
-        ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += [_stage_line(planned, stages.get(planned["name"], [])) for planned in recipe["stages"]]
+    lines += ["", "Held-out loss, the same samples and noise under each condition:", ""]
+    lines += ["| stage | condition | before | now |", "|---|---|---|---|"]
+    for stage, rows in stages.items():
+        lines += _validation_lines(stage, [row["validation"] for row in rows if "validation" in row])
     lines += ["", "![Curves](curves.png)", ""]
-    for sheet in sorted((run_dir / "previews").glob("*.jpg"))[-1:]:
-        lines += [
-            f"![Preview](previews/{sheet.name})",
-            "",
-            "Generated (above) and true frames (below) of held-out clips.",
-        ]
+    for sheet in sorted((run_dir / "previews").glob("*.jpg"), key=lambda path: path.stat().st_mtime)[-1:]:
+        lines += [f"![Preview](previews/{sheet.name})", "", "Generated (above) and true frames (below)."]
     return "\n".join(lines) + "\n"
 
 
-def _last(rows: list[dict[str, Any]], key: str) -> str:
-    found = [row[key] for row in rows if key in row]
+def _data_line(split: dict[str, Any]) -> str:
+    return "- {split}: {clips} clips, {minutes} minutes, {silent} without sound, from {folder}".format(
+        **split
+    )
+
+
+def _result_line(path: Path) -> str:
+    if path.name == "adapter.safetensors":
+        return (
+            f"Result: `{path.name}`. Put it into ComfyUI's `models/loras` and pick it in Load Loopy Model, or "
+            f"`python -m loopy_model.cli generate ... --adapter {path}`."
+        )
+    return f"Result: `{path.name}`. Put it into ComfyUI's `models/loopy`."
+
+
+def _stage_line(planned: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    loss, seconds = _smooth(_values(rows, "loss"))[1], _values(rows, "seconds")[1]
+    lips = [f"{row['lip_sync']:.3f}" for row in rows if "lip_sync" in row]
+    cells = [
+        planned["name"],
+        f"{max((row['step'] for row in rows), default=0)} of {planned['steps']}",
+        planned["batch"],
+        f"{np.median(seconds):.3g}" if len(seconds) else "",
+        f"{seconds.sum() / 60:.1f}" if len(seconds) else "",
+        f"{loss[-1]:.4f}" if len(loss) else "",
+        " to ".join([*lips[:1], *lips[1:][-1:]]),
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _validation_lines(stage: str, found: list[dict[str, float]]) -> list[str]:
     if not found:
-        return ""
-    last = found[-1]
-    return ", ".join(f"{k} {v:.4f}" for k, v in last.items()) if isinstance(last, dict) else f"{last:.3f}"
+        return []
+    return [f"| {stage} | {name} | {loss:.4f} | {found[-1][name]:.4f} |" for name, loss in found[0].items()]
+
+
+def _read_json(path: Path) -> list:
+    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ class Stage:
     beta2: float = 0.999
 
     def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"stage {self.name}: a learning rate of {self.learning_rate} trains nothing.")
         for name in ("steps", "batch", "warmup"):
             if getattr(self, name) < 1:
                 raise ValueError(
