@@ -1,4 +1,7 @@
-"""`loopy prepare clips RAW DATA | encode DATA | report DATA`: raw videos become what Loopy trains on."""
+"""Raw videos become what Loopy trains on.
+
+`python -m loopy_model.prepare clips RAW DATA | encode DATA --model MODEL | report DATA`
+"""
 
 import argparse
 import re
@@ -8,9 +11,11 @@ from pathlib import Path
 
 from .filters import Filters, limits
 
+PROGRAM = "python -m loopy_model.prepare"
+
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loopy prepare", description=__doc__)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_clips(commands)
     _add_encode(commands)
@@ -65,13 +70,14 @@ def _add_encode(commands) -> None:
     )
     parser.set_defaults(run=encode)
     add = parser.add_argument
-    add("data", type=Path, help="folder that `loopy prepare clips` filled")
+    add("data", type=Path, help=f"folder that `{PROGRAM} clips` filled")
     add("--model", type=Path, help="Loopy checkpoint that carries both encoders")
     add("--vae", type=Path, help="SD1.5 VAE: safetensors file or diffusers folder (default: that of --model)")
     add("--speech", type=Path, help="wav2vec 2.0: transformers folder (default: that of --model)")
     add("--size", type=int, help="pixels that the VAE sees (default: the model's, or 512)")
     add("--device", help="cuda or cpu (default: what is there)")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="part I of N, for machines on one disk")
+    add("--again", action="store_true", help="replace what other encoders or another size made")
 
 
 def _add_report(commands) -> None:
@@ -95,6 +101,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 def clips(args: argparse.Namespace) -> int:
     """-> exit status."""
+    from .records import write_passed_over
     from .report import summary, write_report
     from .run import check_settings, is_done, plan
     from .source import abandon
@@ -103,10 +110,11 @@ def clips(args: argparse.Namespace) -> int:
     _check_folders(args.raw, args.data)
     jobs, others = plan(args.raw, args.data, settings, args.shard)
     if others:
-        print(f"{others} other files in {args.raw} are passed over.")
+        print(f"Files in {args.raw} that are passed over: {len(others)}; report.md names them.")
     if jobs:
         _check_models(settings, jobs[0].path)
     check_settings(args.data, settings, args.again)
+    write_passed_over(args.data, others)
     if args.again:
         for job in jobs:
             abandon(job)
@@ -161,7 +169,8 @@ def _run(jobs: list, args: argparse.Namespace) -> None:
 
     from .run import run
 
-    with tqdm(total=len(jobs), unit="video", disable=not jobs, miniters=0) as bar:
+    # The rate is that of the whole run: workers finish in bursts, and videos differ in length.
+    with tqdm(total=len(jobs), unit="video", disable=not jobs, miniters=0, smoothing=0) as bar:
 
         def show(finished: int, seconds: float) -> None:
             bar.set_postfix_str(f"{seconds / 60:.1f} min of those in work", refresh=False)
@@ -179,20 +188,25 @@ def encode(args: argparse.Namespace) -> int:
         raise Refused("give --model with a Loopy checkpoint, or --vae and --speech.")
     try:
         number, shards = args.shard
-        size = args.size or size_of(args.model)
-        settings = EncodeSettings(vae, speech, size, args.device, (number - 1, shards))
+        size = args.size or size_of(vae)
+        settings = EncodeSettings(vae, speech, size, args.device, (number - 1, shards), args.again)
         counts = encode_clips(args.data, settings)
-    except (ValueError, OSError) as error:
+        text = summary(args.data, counts)
+        (args.data / "encoded" / "report.txt").write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"cannot write {error.filename or args.data}: {error.strerror or error}.") from error
+    except ValueError as error:
         raise Refused(str(error)) from error
-    text = summary(args.data, counts)
-    (args.data / "encoded" / "report.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
     return 0 if counts["encoded"] + counts["already there"] else 1
 
 
 def report(args: argparse.Namespace) -> int:
     from .report import summary, write_report
+    from .run import SETTINGS_FILE, Refused
 
+    if not (args.data / SETTINGS_FILE).is_file():
+        raise Refused(f"{args.data} is no data folder of `prepare clips`.")
     result = write_report(args.data)
     print(summary(result))
     return 0 if result.clips else 1
@@ -206,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = args.run(args)
     except (Refused, CannotWrite) as error:
-        raise SystemExit(f"loopy prepare: {error}") from error
+        raise SystemExit(f"{PROGRAM}: {error}") from error
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here.", file=sys.stderr)
         raise SystemExit(130) from None

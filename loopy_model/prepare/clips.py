@@ -150,7 +150,12 @@ def write_record(path: Path, clip: Clip, landmarks: np.ndarray) -> None:
 
     record = json.dumps(asdict(clip), ensure_ascii=False)
     tensors = {"landmarks": np.ascontiguousarray(landmarks, np.float32)}
-    write_whole(path, lambda partial: save_file(tensors, partial, {"format": FORMAT, "clip": record}))
+
+    def write(partial: Path) -> None:
+        save_file(tensors, partial, {"format": FORMAT, "clip": record})
+        partial.chmod(0o644)  # safetensors writes files that only their owner can read
+
+    write_whole(path, write)
 
 
 def remove_clips(folder: Path, source_name: str) -> None:

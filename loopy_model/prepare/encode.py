@@ -6,6 +6,7 @@ With these cached, 124 frames of motion context cost no encoding in training.
 import csv
 import json
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +23,12 @@ from ..config import LOOPY, SAMPLE_RATE, ClipGeometry
 from ..video import read_video
 from ..weights import read_header
 from .encoded import FOLDER, BadClip, EncodedClip, path_of, read_metadata, write_encoded
-from .encoders import Source, load_speech_encoder, load_vae
-from .records import share_of
+from .encoders import Source, is_loopy, load_speech_encoder, load_vae
+from .records import held_out_sources
 
 PIECE = 16  # frames that pass the VAE at once
 FPS = ClipGeometry.fps
+PREPARE_AGAIN = "delete it and run `python -m loopy_model.prepare clips` again."
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 
 
@@ -37,6 +39,7 @@ class EncodeSettings:
     size: int  # pixels of the pictures that the VAE sees
     device: str | None = None  # None: what is there
     shard: tuple[int, int] = (0, 1)  # this run's part and the number of parts
+    again: bool = False  # other encoders than before may replace what is there
 
     def made_by(self) -> dict:
         vae, speech = Source.of(self.vae), Source.of(self.speech)
@@ -52,20 +55,28 @@ def encode_clips(data: Path, settings: EncodeSettings) -> Counter:
     """
     paths = sorted((data / "clips").glob("*.safetensors"))
     if not paths:
-        raise ValueError(f"{data} has no clips; run `loopy prepare clips RAW {data}` first.")
+        raise ValueError(f"{data} has no clips; run `python -m loopy_model.prepare clips RAW {data}` first.")
+    if settings.size < 16 or settings.size % 8:
+        raise ValueError(f"--size {settings.size}: the VAE needs a multiple of 8.")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU that PyTorch can use here; leave --device out, or give cpu.")
     part, parts = settings.shard
     encoder = ClipEncoder(settings)
-    test_sources = held_out_sources(paths)
+    if not settings.again:
+        _refuse_other_encoders(data, encoder.made_by)
+    test_sources = held_out_sources(_records(paths))
     counts, failed = Counter(), []
     for path in tqdm(paths[part::parts], "encoding"):
         try:
             counts[encoder.encode(data, path, test_sources)] += 1
+        except OSError:
+            raise  # the disk, not the clip: reading gives BadClip
         except Exception as error:  # whatever is wrong with a clip costs that clip alone
             path_of(data, path.stem).unlink(missing_ok=True)  # made by other encoders
             counts["failed"] += 1
-            failed.append((path.stem, f"{type(error).__name__}: {error}"))
+            failed.append((path.stem, str(error) or type(error).__name__))
     counts["removed"] = _remove_others(data, {path.stem for path in paths})
-    _write_failed(data / FOLDER / f"failed-{part}-of-{parts}.csv", failed)
+    _write_failed(data / FOLDER / f"failed-{part + 1}-of-{parts}.csv", failed)
     return counts
 
 
@@ -78,13 +89,17 @@ def summary(data: Path, counts: Counter) -> str:
         minutes, voiced = sum(clip.frames for clip in own) / FPS / 60, sum(clip.voiced for clip in own)
         lines.append(f"{split:5} {len(own)} clips, {minutes:.1f} minutes, {voiced} of them with sound")
     for path in sorted((data / FOLDER).glob("failed-*.csv")):
-        lines.append(f"failed clips and why: {path}")
+        with open(path, newline="", encoding="utf-8") as file:
+            failed = list(csv.reader(file))[1:]
+        lines += [f"not encoded: {name}: {reason}" for name, reason in failed[:5]]
+        if len(failed) > 5:
+            lines.append(f"and {len(failed) - 5} more, in {path}")
     return "\n".join(lines)
 
 
-def size_of(model: Path | None) -> int:
-    """Pixels of a Loopy checkpoint's pictures; the paper's 512 without one."""
-    return LOOPY.image_size if model is None else read_header(model).config.image_size
+def size_of(vae: Path) -> int:
+    """Pixels of a Loopy checkpoint's pictures; the paper's 512 for other VAEs."""
+    return read_header(vae).config.image_size if is_loopy(vae) else LOOPY.image_size
 
 
 class ClipEncoder:
@@ -103,11 +118,11 @@ class ClipEncoder:
         clip, landmarks = read_clip(path, test_sources)
         if self._is_there(path_of(data, clip.name), clip):
             return "already there"
-        frames, _, waveform, rate = read_video(path.with_suffix(".mp4"))
+        frames, waveform, rate = _read(path.with_suffix(".mp4"))
         if not len(frames) == len(landmarks) == clip.frames:
             raise BadClip(
                 f"its video has {len(frames)} frames, its landmarks {len(landmarks)}, its record "
-                f"{clip.frames}; run `loopy prepare clips` again with --again."
+                f"{clip.frames}; {PREPARE_AGAIN}"
             )
         speech = self._speech(waveform, rate, clip) if clip.voiced else None
         write_encoded(data, clip, self._latents(frames), landmarks, speech, self.made_by)
@@ -131,33 +146,54 @@ class ClipEncoder:
     def _speech(self, waveform: Tensor | None, rate: int, clip: EncodedClip) -> Tensor:
         """(F, L, D); the sound is cut or padded to the length of the picture."""
         if waveform is None:
-            raise BadClip("its record says that it has sound, its video has none; prepare it again.")
+            raise BadClip(f"its record says that it has sound, its video has none; {PREPARE_AGAIN}")
         samples = clip.frames * SAMPLES_PER_FRAME
         voice = resample(waveform.mean(0), rate)[:samples]
         return hear(nnf.pad(voice, (0, samples - len(voice))), self.hear, FPS).features
 
 
 def read_clip(path: Path, test_sources: set[str]) -> tuple[EncodedClip, Tensor]:
-    """What `loopy prepare clips` wrote of a clip, and its landmarks (F, 68, 2)."""
+    """What `prepare clips` wrote of a clip, and its landmarks (F, 68, 2)."""
     with safe_open(str(path), framework="pt") as file:
         record, landmarks = json.loads(file.metadata()["clip"]), file.get_tensor("landmarks")
     split = "test" if record["source"] in test_sources else "train"
     return EncodedClip(record["name"], record["frames"], split, record["voiced"]), landmarks
 
 
-def held_out_sources(paths: list[Path]) -> set[str]:
-    """Raw videos whose clips are for testing. Where chance gave none (few videos), the one that was
-    nearest to it, of those with sound: training cannot be judged without."""
-    records = []
+def _records(paths: list[Path]) -> Iterator[tuple[str, str, bool]]:
+    """Source, split and whether there is sound, of every clip that can be read."""
     for path in paths:
         with suppress(SafetensorError, KeyError, ValueError), safe_open(str(path), framework="pt") as file:
             record = json.loads(file.metadata()["clip"])  # a damaged one is listed when its turn comes
-            records.append((record["source"], record["split"], record["voiced"]))
-    chosen = {source for source, split, _ in records if split == "test"}
-    voiced = {source for source, _, has_sound in records if has_sound}
-    if chosen & voiced or len(voiced) < 2:
-        return chosen
-    return chosen | {min(voiced, key=share_of)}
+            yield record["source"], record["split"], record["voiced"]
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor | None, int]:
+    """Frames (F, H, W, 3) 0..1, waveform and its rate."""
+    try:
+        frames, _, waveform, rate = read_video(path)
+    except (OSError, ValueError, IndexError) as error:  # PyAV's errors are of these kinds
+        raise BadClip(f"{path} cannot be read; {PREPARE_AGAIN} ({error})") from error
+    return frames, waveform, rate
+
+
+def _refuse_other_encoders(data: Path, made_by: dict) -> None:
+    """What took a night is not made again by a forgotten flag."""
+    others = []
+    for path in sorted((data / FOLDER).glob("*.safetensors")):
+        with suppress(BadClip):
+            before = read_metadata(path)[1]
+            if _identity(before) != _identity(made_by):
+                others.append(before)
+    if others:
+        before, names = others[0], ("VAE", "speech encoder", "size")
+        pairs = zip(names, _identity(before), _identity(made_by))
+        what = " and ".join(name for name, old, new in pairs if old != new)
+        raise ValueError(
+            f"{len(others)} clips in {data} were encoded with another {what} (VAE {Path(before['vae']['path']).name}, "
+            f"speech encoder {Path(before['speech']['path']).name}, size {before['size']}); give the same, "
+            "or --again to encode them anew."
+        )
 
 
 def _identity(made_by: dict) -> tuple:

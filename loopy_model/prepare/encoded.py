@@ -7,15 +7,15 @@ hidden states of the speech encoder at the middle of each frame, absent where no
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from ..weights import write_tensors
 
 FOLDER = "encoded"  # below the data folder
 FORMAT = "loopy-encoded-clip"
@@ -56,14 +56,7 @@ def write_encoded(
                 "check the clip and the encoder that was given."
             )
     metadata = {"format": FORMAT, "clip": json.dumps(asdict(clip)), "encoders": json.dumps(encoders)}
-    path = path_of(data, clip.name)
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path_of(data, clip.name), tensors, metadata)
 
 
 def read_metadata(path: Path) -> tuple[EncodedClip, dict[str, Any]]:
@@ -76,7 +69,7 @@ def read_metadata(path: Path) -> tuple[EncodedClip, dict[str, Any]]:
         return EncodedClip(**json.loads(metadata["clip"])), json.loads(metadata["encoders"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadClip(
-            f"{path} has a damaged header; delete it and run `loopy prepare encode` again."
+            f"{path} has a damaged header; delete it and run `python -m loopy_model.prepare encode` again."
         ) from error
 
 
@@ -86,5 +79,5 @@ def open_encoded(path: Path) -> safe_open:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as error:
         raise BadClip(
-            f"{path} cannot be read ({error}); delete it and run `loopy prepare encode` again."
+            f"{path} cannot be read ({error}); delete it and run `python -m loopy_model.prepare encode` again."
         ) from error

@@ -5,6 +5,7 @@ downloaded.
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def load_vae(path: Path, device: str = "cpu") -> VAE:
 
     Raises ValueError with a sentence.
     """
-    if _is_loopy(path):
+    if is_loopy(path):
         header = read_header(path)
         if "autoencoder" not in header.parts:
             raise ValueError(f"{path.name} carries no VAE; give a diffusers VAE with --vae.")
@@ -75,8 +76,10 @@ class DiffusersVAE:
 
 
 def _diffusers_vae(path: Path) -> nn.Module:
-    from diffusers import AutoencoderKL
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers warns of parts that nobody asked for
+        from diffusers import AutoencoderKL
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     if path.is_dir():
         return AutoencoderKL.from_pretrained(path, local_files_only=True)
@@ -103,7 +106,7 @@ def _diffusers_vae(path: Path) -> nn.Module:
 def load_speech_encoder(path: Path, device: str = "cpu") -> Callable[[Tensor], Tensor]:
     """A Loopy checkpoint with its own encoder, or a transformers wav2vec 2.0 folder -> a function
     from a voice (samples,) at 16 kHz to all hidden states (L, T, D). Raises ValueError with a sentence."""
-    if _is_loopy(path):
+    if is_loopy(path):
         header = read_header(path)
         if "speech_encoder" not in header.parts:
             raise ValueError(
@@ -134,7 +137,8 @@ def _transformers_wav2vec(path: Path, device: str) -> Callable[[Tensor], Tensor]
     return encode
 
 
-def _is_loopy(path: Path) -> bool:
+def is_loopy(path: Path) -> bool:
+    """Is it a checkpoint of ours? Raises ValueError when there is nothing."""
     if not path.exists():
         raise ValueError(f"{path} does not exist; check the path.")
     try:

@@ -21,6 +21,7 @@ SAMPLES = SAMPLE_RATE // FPS  # per picture
 SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
 )
+POINTS_SUFFIX = ".points.safetensors"  # landmarks beside a video, see landmarks.py
 BT709, UNSPECIFIED, BT601 = 1, 2, 5  # matrices of colour, ITU-T H.273; players guess by the size
 HD = 720  # rows
 HALF = Fraction(1, 2 * FPS)
@@ -34,20 +35,25 @@ class Unreadable(Exception):
     """One sentence on why a raw video cannot be used."""
 
 
-def raw_videos(folder: Path, leave_out: Path) -> tuple[list[str], int]:
-    """Relative paths of all videos below `folder`, sorted, and the count of other files.
+def raw_videos(folder: Path, leave_out: Path) -> tuple[list[str], list[str]]:
+    """Relative paths below `folder`, sorted: of all videos, and of the files that are passed over.
 
-    Hidden files and folders and the folder `leave_out` are passed over.
+    Those are the hidden ones, all that are no videos, and names that are not UTF-8, which no record
+    could hold; hidden folders, the folder `leave_out` and files of landmarks are not looked at.
     """
-    videos, others = [], 0
+    videos, others = [], []
     for here, folders, names in os.walk(folder):
         folders[:] = [n for n in folders if n[0] != "." and (Path(here) / n).resolve() != leave_out.resolve()]
         for name in names:
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
-                videos.append((Path(here) / name).relative_to(folder).as_posix())
-            else:
-                others += 1
-    return sorted(videos), others
+            if not name.endswith(POINTS_SUFFIX):
+                path = (Path(here) / name).relative_to(folder).as_posix()
+                is_video = name[0] != "." and Path(name).suffix.lower() in SUFFIXES and _is_utf8(path)
+                (videos if is_video else others).append(path)
+    return sorted(videos), sorted(others)
+
+
+def _is_utf8(path: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
 def at_25_fps(timed: Iterable[tuple[Fraction, Picture]], first: int = 0) -> Iterator[tuple[int, Picture]]:
@@ -99,8 +105,7 @@ class RawVideo:
 
     def _open(self) -> None:
         with _explained("cannot be opened"):
-            # Names and texts in the file may be in any encoding; they do not matter here.
-            self.file = av.open(str(self.path), metadata_errors="replace")
+            self.file = _opened(self.path)
         self.picture = self.file.streams.best("video")
         self.sound = self.file.streams.best("audio")
         if self.picture is None:
@@ -221,6 +226,18 @@ def _listen(packet: av.Packet, voice: "Voice") -> None:
             voice.hear(block)
     except av.FFmpegError:
         pass  # the missing block becomes silence at its place
+
+
+def _opened(path: Path) -> "av.container.InputContainer":
+    if path.is_symlink() and not path.exists():
+        raise Unreadable(f"it is a link to {os.readlink(path)}, which does not exist.")
+    if path.stat().st_size == 0:
+        raise Unreadable("it is empty (0 bytes).")
+    try:
+        # Names and texts in the file may be in any encoding; they do not matter here.
+        return av.open(str(path), metadata_errors="replace")
+    except av.InvalidDataError as error:
+        raise Unreadable(f"it is no video, or its beginning or end is missing ({_words(error)}).") from error
 
 
 @contextmanager

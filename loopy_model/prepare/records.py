@@ -6,12 +6,13 @@ import os
 import platform
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 FORMAT = "loopy-prepare-1"
+PASSED_OVER = "passed_over.json"
 
 
 class CannotWrite(Exception):
@@ -113,6 +114,20 @@ def share_of(text: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
+def held_out_sources(records: Iterable[tuple[str, str, bool]]) -> set[str]:
+    """(source, split, voiced) of all clips -> the raw videos that are for testing.
+
+    Where chance gave none with sound (few videos), the one that was nearest to it is added, as long
+    as another one with sound remains: training cannot be judged without.
+    """
+    records = list(records)
+    chosen = {source for source, split, _ in records if split == "test"}
+    voiced = {source for source, _, has_sound in records if has_sound}
+    if chosen & voiced or len(voiced) < 2:
+        return chosen
+    return chosen | {min(voiced, key=share_of)}
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """`write(partial)`, then rename: the file is there when it is complete, or not at all."""
     # The name is this process's own: several machines may write the same report.
@@ -137,6 +152,19 @@ def _forget(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)
     write_whole(path, lambda partial: partial.write_text(text + "\n", encoding="utf-8"))
+
+
+def write_passed_over(data: Path, files: list[str]) -> None:
+    """The files of the raw folder that are no videos, for the report."""
+    # Names that are no UTF-8 would not be written.
+    write_json(data / PASSED_OVER, [name.encode(errors="backslashreplace").decode() for name in files])
+
+
+def read_passed_over(data: Path) -> list[str]:
+    try:
+        return json.loads((data / PASSED_OVER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
 
 
 def write_source(path: Path, source: Source) -> None:

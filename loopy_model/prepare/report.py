@@ -1,20 +1,34 @@
 """What became of every piece of every raw video: report.csv, report.md, report.png and a table."""
 
 import csv
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from .filters import CHECKS
-from .records import Clip, Rejected, Source, name_of, read_source, write_whole
+from .filters import CHECKS, Filters
+from .records import (
+    Clip,
+    Rejected,
+    Source,
+    held_out_sources,
+    name_of,
+    read_passed_over,
+    read_source,
+    write_whole,
+)
+from .run import SETTINGS_FILE
 from .scan import THUMBNAIL
 from .source import COLUMNS
 
 SHOWN = 60  # pictures of each kind in report.png
 ACROSS = 10  # pictures in a row of it
+LONGEST_NAME, LONGEST_LINE = 20, 24  # letters below a picture: of a file's name, of a value
+LISTED, PASSED_OVER_LISTED = 200, 50  # lines of a table in report.md, and of its list of other files
 UNITS = {check.reason: check.unit for check in CHECKS} | {"no face": "s", "two faces": "s"}
 
 
@@ -29,11 +43,19 @@ class Row(NamedTuple):
 
     @property
     def measured(self) -> str:
-        return "" if self.value is None else f"{self.value:.4g} {UNITS.get(self.reason, '')}".rstrip()
+        return measured(self.reason, self.value)
 
     @property
     def held_against(self) -> str:
-        return "" if self.limit is None else f"{self.limit:.4g}"
+        return held_against(self.limit)
+
+
+def measured(reason: str, value: float | None) -> str:
+    return "" if value is None else f"{value:.4g} {UNITS.get(reason, '')}".rstrip()
+
+
+def held_against(limit: float | None) -> str:
+    return "" if limit is None else f"{limit:.4g}"
 
 
 @dataclass(frozen=True)
@@ -41,10 +63,25 @@ class Report:
     """All records of a data folder."""
 
     sources: tuple[Source, ...]
+    min_loudness: float = Filters.min_loudness  # below which a clip counts as silent
+    passed_over: tuple[str, ...] = ()  # other files in the raw folder
 
-    @property
-    def clips(self) -> list[Clip]:
+    @cached_property
+    def recorded(self) -> list[Clip]:
         return [clip for source in self.sources for clip in source.clips]
+
+    @cached_property
+    def held_out(self) -> set[str]:
+        """The sources that training gets for testing."""
+        return held_out_sources((clip.source, clip.split, clip.voiced) for clip in self.recorded)
+
+    @cached_property
+    def clips(self) -> list[Clip]:
+        """With the split that training gets."""
+        return [replace(clip, split=self.split_of(clip.source)) for clip in self.recorded]
+
+    def split_of(self, source: str) -> str:
+        return "test" if source in self.held_out else "train"
 
     @property
     def rejected(self) -> list[Rejected]:
@@ -67,7 +104,15 @@ def _row(reason: str, pieces: list[Rejected]) -> Row:
 def read_report(data: Path) -> Report:
     """From whatever records there are, those of other machines included."""
     found = [read_source(path) for path in sorted((data / "sources").glob("*.json"))]
-    return Report(tuple(sorted(filter(None, found), key=lambda s: s.source)))
+    sources = sorted(filter(None, found), key=lambda s: s.source)
+    return Report(tuple(sources), _min_loudness(data), tuple(read_passed_over(data)))
+
+
+def _min_loudness(data: Path) -> float:
+    try:
+        return json.loads((data / SETTINGS_FILE).read_text(encoding="utf-8"))["filters"]["min_loudness"]
+    except FileNotFoundError:
+        return Filters.min_loudness
 
 
 def write_report(data: Path) -> Report:
@@ -105,6 +150,15 @@ def _kept_lines(report: Report) -> Iterator[str]:
         ("silent", [c for c in clips if not c.voiced]),
     ):
         yield f"  {name:<8} {len(kind):>6} clips {_minutes(kind):>8.1f} minutes"
+    yield from _about_testing(report)
+
+
+def _about_testing(report: Report) -> Iterator[str]:
+    """What a user should know of the split."""
+    if len({clip.source for clip in report.clips if clip.voiced}) == 1:
+        yield "training needs a second video with sound for testing"
+    for name in report.held_out - {clip.source for clip in report.recorded if clip.split == "test"}:
+        yield f"no video fell to testing by chance: {name} is used (--test NAME --again chooses another)"
 
 
 def _minutes(clips: list[Clip]) -> float:
@@ -137,18 +191,78 @@ def _markdown(report: Report) -> str:
         for r in report.rows
     ]
     table = ["| rejected for | pieces | minutes | median measured | limit |", "|---|---|---|---|---|", *rows]
-    whole = [
-        f"- `{piece.source}`: {piece.reason}. {piece.detail}" for piece in report.rejected if piece.detail
-    ]
     sections = [
         "# What became of the raw videos",
         "\n".join(f"- {line.strip()}" for line in _kept_lines(report)),
         "\n".join(table) if rows else "Nothing was rejected.",
-        "\n".join(["## Whole videos", "", *whole]) if whole else "",
         "" if report.clips else advice(report),
+        _rejected_table(report),
+        _silent_table(report),
+        _passed_over(report),
         "Every piece is in `report.csv`, with all that was measured; pictures are in `report.png`.",
     ]
     return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _rejected_table(report: Report) -> str:
+    rows = [
+        (
+            _code(p.source),
+            _stretch(p),
+            p.reason,
+            measured(p.reason, p.value) or p.detail,
+            held_against(p.limit),
+        )
+        for p in report.rejected
+    ]
+    return _table("Rejected pieces", ("video", "from - to", "reason", "measured", "limit"), rows)
+
+
+def _silent_table(report: Report) -> str:
+    rows = [
+        (_code(clip.source), _stretch(clip), clip.name, _why_silent(clip, report.min_loudness))
+        for clip in report.clips
+        if not clip.voiced
+    ]
+    return _table("Clips without sound", ("video", "from - to", "clip", "why"), rows)
+
+
+def _why_silent(clip: Clip, limit: float) -> str:
+    loudness = clip.values.get("loudness")
+    return "no sound" if loudness is None else f"{loudness:.1f} dBFS, limit {limit:g}"
+
+
+def _stretch(piece: Clip | Rejected) -> str:
+    return f"{piece.start:.2f} - {piece.end:.2f} s" if piece.end > piece.start else "whole"
+
+
+def _table(title: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A section of report.md, "" without rows."""
+    if not rows:
+        return ""
+    lines = [head, ("---",) * len(head), *rows[:LISTED]]
+    rest = [f"\n{len(rows) - LISTED} more are in `report.csv`."] if len(rows) > LISTED else []
+    return "\n".join([f"## {title}", "", *map(_line, lines), *rest])
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _passed_over(report: Report) -> str:
+    names = report.passed_over
+    if not names:
+        return ""
+    lines = [f"- {_code(name)}" for name in names[:PASSED_OVER_LISTED]]
+    if len(names) > PASSED_OVER_LISTED:
+        lines.append(f"- and {len(names) - PASSED_OVER_LISTED} more")
+    return "\n".join(
+        ["## Files that are passed over: hidden, no videos, or names that are not UTF-8", "", *lines]
+    )
+
+
+def _code(name: str) -> str:
+    return f"`{' '.join(name.split())}`"
 
 
 def _write_csv(path: Path, report: Report) -> None:
@@ -156,7 +270,7 @@ def _write_csv(path: Path, report: Report) -> None:
     names = sorted({name for piece in pieces for name in piece.values})
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        columns = "outcome source start end reason value limit detail clip split voiced"
+        columns = "outcome source start end reason value limit unit detail clip split voiced"
         table.writerow([*columns.split(), *names])
         for piece in pieces:
             measured = [f"{piece.values[name]:.6g}" if name in piece.values else "" for name in names]
@@ -166,8 +280,9 @@ def _write_csv(path: Path, report: Report) -> None:
 def _outcome(piece: Clip | Rejected) -> list:
     place = [piece.source, piece.start, piece.end]
     if isinstance(piece, Clip):
-        return ["kept", *place, "", "", "", "", piece.name, piece.split, piece.voiced]
-    return ["rejected", *place, piece.reason, piece.value, piece.limit, piece.detail, "", "", ""]
+        return ["kept", *place, "", "", "", "", "", piece.name, piece.split, piece.voiced]
+    unit = "" if piece.value is None else UNITS.get(piece.reason, "")
+    return ["rejected", *place, piece.reason, piece.value, piece.limit, unit, piece.detail, "", "", ""]
 
 
 # --- in pictures --------------------------------------------------------------------------------
@@ -185,16 +300,24 @@ def _tiles(report: Report) -> tuple[list[_Tile], list[_Tile]]:
     """(kept, rejected), the rejected ordered by reason."""
     kept, rejected = [], []
     for source in report.sources:
+        name, split = _shortened(Path(source.source).name), report.split_of(source.source)
         for index, clip in enumerate(source.clips):
             sound = "voiced" if clip.voiced else "silent"
-            lines = (f"{clip.end - clip.start:.1f} s, {sound}", f"{clip.split}, at {clip.start:.1f} s")
-            kept.append(_Tile(source.source, index, (*lines, Path(source.source).stem)))
+            lines = (f"{clip.end - clip.start:.1f} s, {sound}", f"{split}, at {clip.start:.1f} s", name)
+            kept.append(_Tile(source.source, index, lines))
         for index, piece in enumerate(source.rejected, len(source.clips)):
-            row = _row(piece.reason, [piece])
-            against = f" / {row.held_against}" if row.held_against else ""
-            lines = (piece.reason, f"{row.measured}{against}", Path(source.source).stem)
+            against = f" / {held_against(piece.limit)}" if piece.limit is not None else ""
+            lines = (piece.reason, f"{measured(piece.reason, piece.value)}{against}", name)
             rejected.append(_Tile(source.source, index, lines))
     return kept, sorted(rejected, key=lambda tile: tile.lines[0])
+
+
+def _shortened(name: str) -> str:
+    """Its beginning and its end, with the kind of file."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    end = LONGEST_NAME // 2
+    return f"{name[: LONGEST_NAME - end - 1]}…{name[-end:]}"
 
 
 def _evenly(tiles: list[_Tile]) -> list[_Tile]:
@@ -231,7 +354,7 @@ def _draw_tile(sheet, draw, data: Path, tile: _Tile, left: int, top: int) -> Non
     if picture is not None:
         sheet.paste(picture, (left, top))
     for number, line in enumerate(tile.lines):
-        draw.text((left, top + THUMBNAIL + 2 + 18 * number), line[:24], "black", font=_font(13))
+        draw.text((left, top + THUMBNAIL + 2 + 18 * number), line[:LONGEST_LINE], "black", font=_font(13))
 
 
 def _thumbnail(data: Path, tile: _Tile):

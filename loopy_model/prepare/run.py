@@ -19,7 +19,8 @@ from itertools import groupby
 from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
-from .raw import raw_videos
+from .clips import clip_paths
+from .raw import SUFFIXES, raw_videos
 from .records import (
     CannotWrite,
     Source,
@@ -71,16 +72,19 @@ def _differences(before: dict, now: dict, prefix: str = "") -> Iterable[str]:
             yield f"{key.replace('_', '-')} was {old}, now {new}"
 
 
-def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> tuple[list[Job], int]:
-    """The jobs of this shard (number from 1, of how many), and the count of files of other kinds."""
+def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> tuple[list[Job], list[str]]:
+    """The jobs of this shard (number from 1, of how many), and the files that are no videos."""
     sources, others = raw_videos(raw, data)
+    if not sources:
+        raise Refused(f"{raw} holds no video (a file whose name ends in {' '.join(sorted(SUFFIXES))}).")
     named = _named_for_test(sources, settings.test)
     copies = duplicates(raw, sorted(sources, key=lambda s: (s not in named, s)))
     number, shards = shard
     digest = settings.digest()
 
     def job(source: str) -> Job:
-        stat = (raw / source).stat()
+        path = raw / source
+        stat = path.stat() if path.exists() else path.lstat()  # a link to nothing is rejected in its turn
         test = source in named or share_of(source) < settings.test_share
         split = "test" if test else "train"
         return Job(
@@ -91,7 +95,7 @@ def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> t
         )
 
     mine = [s for s in sources if int(share_of(f"shard {s}") * shards) == number - 1]
-    return [job(source) for source in mine if (raw / source).exists()], others
+    return [job(source) for source in mine if os.path.lexists(raw / source)], others
 
 
 def _named_for_test(sources: list[str], names: Iterable[str]) -> set[str]:
@@ -124,8 +128,11 @@ def _digest(path: Path) -> str:
 
 
 def is_done(job: Job) -> bool:
+    """Is it recorded, and is every file there that the record names?"""
     record = read_source(job.record)
-    return record is not None and record.same_work(job.plan)
+    if record is None or not record.same_work(job.plan):
+        return False
+    return all(path.is_file() for clip in record.clips for path in clip_paths(job.clips, clip.name))
 
 
 def run(jobs: list[Job], workers: int, patience: float, show: Show) -> None:

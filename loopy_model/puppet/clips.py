@@ -17,7 +17,7 @@ from ..speech_encoder import SpeechEncoder
 from .faces import landmarks, render
 from .identity import draw_identity
 from .motion import draw_motion
-from .speech import FPS, HELD_OUT_VOICES, SAMPLES_PER_FRAME, TRAINING_VOICES, utterance
+from .speech import FPS, HELD_OUT_VOICES, SAMPLES_PER_FRAME, SILENT_SHARE, TRAINING_VOICES, utterance
 
 FRAMES = 200  # per clip, 8 s
 SIZE = PUPPET.image_size  # pixels of a training frame
@@ -47,9 +47,9 @@ class Clip:
     waveform: np.ndarray
 
 
-def draw_clip(seed: int, frames: int, voices: tuple[str, ...]) -> Clip:
+def draw_clip(seed: int, frames: int, voices: tuple[str, ...], silent_share: float = SILENT_SHARE) -> Clip:
     """The clip of `seed`; face, movement and speech have separate random streams."""
-    speech = utterance(random.Random(f"speech {seed}"), frames, voices)
+    speech = utterance(random.Random(f"speech {seed}"), frames, voices, silent_share)
     motion = draw_motion(random.Random(f"motion {seed}"), speech.visemes)
     return Clip(draw_identity(random.Random(f"face {seed}")), motion, speech.waveform)
 

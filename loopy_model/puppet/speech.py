@@ -148,9 +148,12 @@ class Synthesiser:
         return samples.astype(np.float32) / 32768, list(self.phonemes)
 
 
-def utterance(rng: random.Random, frames: int, voices: tuple[str, ...]) -> Utterance:
-    """Random phrases in one random voice, cut to `frames` video frames."""
-    if rng.random() < SILENT_SHARE:
+def utterance(
+    rng: random.Random, frames: int, voices: tuple[str, ...], silent_share: float = SILENT_SHARE
+) -> Utterance:
+    """Random phrases in one random voice, cut to `frames` video frames; by a chance of `silent_share`
+    noise alone."""
+    if rng.random() < silent_share:
         return _silence(rng, frames)
     seconds, held_out = frames / FPS, set(voices) <= set(HELD_OUT_VOICES)
     with Synthesiser() as machine:

@@ -1,7 +1,8 @@
 """`python -m loopy_model.puppet.videos FOLDER`: puppet clips as raw videos, as a camera gives them.
 
-A 16:9 picture with the face off its middle, H.264 and AAC, and beside each `NAME.mp4` the exact points in
-`NAME.points.safetensors`. `python -m loopy_model.prepare` makes training clips of such a folder.
+A 16:9 picture with the face off its middle, a voice of usual loudness, H.264 and AAC, and beside each
+`NAME.mp4` the exact points in `NAME.points.safetensors`. `python -m loopy_model.prepare` makes training clips
+of such a folder.
 """
 
 import argparse
@@ -11,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as nnf
 from safetensors.torch import save_file
@@ -23,6 +25,8 @@ from .clips import SPLITS, Clip, draw_clip, draw_frames
 from .faces import landmarks
 from .speech import FPS
 
+LOUDNESS = 0.1  # root mean square of the voice, full scale is 1: -20 dBFS
+PEAK = 0.95  # of the voice, at most
 HEADROOM = 0.25  # wall above the drawn square, share of its side
 GRAIN = 0.005  # standard deviation of the noise, 0..1: 95 KB per second at 256 pixels (the filter asks 75)
 
@@ -46,14 +50,22 @@ class Border(NamedTuple):
 def write_raw_video(path: Path, seed: int, voices: tuple[str, ...], seconds: float, size: int) -> None:
     """The clip of `seed`, its face drawn `size` pixels square; the points are written first, so that a
     video is never without them."""
-    clip = draw_clip(seed, round(seconds * FPS), voices)
+    clip = draw_clip(seed, round(seconds * FPS), voices, silent_share=0)
     border = Border.draw(random.Random(f"wall {seed}"), size)
     points = path.with_suffix(".points.safetensors")
     partial = points.with_suffix(".partial")
     save_file({"points": raw_points(clip, size, border)}, partial)
+    partial.chmod(0o644)  # safetensors writes files that only their owner can read
     os.replace(partial, points)
     frames = raw_frames(clip, size, border, torch.Generator().manual_seed(seed))
-    write_video(path, frames, Fraction(FPS), torch.from_numpy(clip.waveform)[None], SAMPLE_RATE)
+    voice = torch.from_numpy(usually_loud(clip.waveform))[None]
+    write_video(path, frames, Fraction(FPS), voice, SAMPLE_RATE)
+
+
+def usually_loud(waveform: np.ndarray) -> np.ndarray:
+    """(samples,) at LOUDNESS; a little below where its peaks ask for it."""
+    rms = float(np.sqrt(np.square(waveform).mean()))
+    return waveform * min(LOUDNESS / rms, PEAK / float(np.abs(waveform).max()))
 
 
 def raw_frames(clip: Clip, size: int, border: Border, generator: torch.Generator) -> Tensor:

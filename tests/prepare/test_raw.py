@@ -1,5 +1,6 @@
 """Any raw video at 25 fps, upright, with its sound at its place."""
 
+import os
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -252,16 +253,34 @@ def test_a_video_without_sound_has_none(tmp_path: Path) -> None:
 
 
 def test_only_videos_are_found(tmp_path: Path) -> None:
-    for name in ("b.MP4", "a.mkv", "notes.txt", ".hidden.mp4", "sub/Größe 日本.webm", "data/clips/x.mp4"):
+    for name in (
+        "b.MP4",
+        "a.mkv",
+        "notes.txt",
+        ".hidden.mp4",
+        "sub/Größe 日本.webm",
+        "data/clips/x.mp4",
+        "b.points.safetensors",
+        ".cache/x.mp4",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert raw_videos(tmp_path, tmp_path / "data") == (["a.mkv", "b.MP4", "sub/Größe 日本.webm"], 2)
+    assert raw_videos(tmp_path, tmp_path / "data") == (
+        ["a.mkv", "b.MP4", "sub/Größe 日本.webm"],
+        [".hidden.mp4", "notes.txt"],
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"not a video " * 1000])
-def test_what_is_no_video_says_so(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", r"^it is empty \(0 bytes\)\.$"),
+        (b"not a video " * 1000, r"^it is no video, or its beginning or end is missing \(.*\)\.$"),
+    ],
+)
+def test_what_is_no_video_says_so(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
-    with pytest.raises(Unreadable, match="cannot be opened: "):
+    with pytest.raises(Unreadable, match=words):
         played(tmp_path / "a.mp4")
 
 
@@ -285,3 +304,13 @@ def test_a_clock_that_jumps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Unreadable, match="clock jumps"):
         with RawVideo(tmp_path / "a.mkv") as video:
             list(islice(video.play(), 1000))
+
+
+def test_a_name_that_is_not_utf8_is_passed_over(tmp_path: Path) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")).touch()
+    except OSError:
+        pytest.skip("this file system holds UTF-8 names only")
+    (tmp_path / "café.mp4").touch()
+    videos, others = raw_videos(tmp_path, tmp_path / "data")
+    assert videos == ["café.mp4"] and others == ["caf\udce9.mp4"]

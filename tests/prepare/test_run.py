@@ -112,7 +112,13 @@ def test_nothing_else_is_left(prepared: Path) -> None:
     stems = [name_of(source) for source in records(prepared)]
     expected = {f"{stem}.json" for stem in stems} | {f"{stem}.jpg" for stem in stems}
     expected |= {f"{stem}-000.{kind}" for stem in stems for kind in ("mp4", "safetensors")}
-    assert names == expected | {"prepare.json", "report.csv", "report.md", "report.png"}
+    assert names == expected | {
+        "passed_over.json", "prepare.json", "report.csv", "report.md", "report.png"
+    }  # fmt: skip
+
+
+def test_others_on_a_shared_disk_can_read_every_file(prepared: Path) -> None:
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in prepared.rglob("*") if path.is_file())
 
 
 def test_every_reason(tmp_path: Path) -> None:
@@ -193,7 +199,10 @@ def test_nothing_kept_is_an_error_that_says_what_to_look_at(
 def test_no_videos_and_wrong_folders_are_one_sentence(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    assert prepare(tmp_path / "empty", tmp_path / "data") == 1
+    (tmp_path / "empty" / "notes.txt").write_text("no video")
+    sentence = prepare(tmp_path / "empty", tmp_path / "data")
+    assert "empty holds no video" in sentence and sentence.startswith("python -m loopy_model.prepare: ")
+    assert not (tmp_path / "data").exists()
     assert "is no folder" in prepare(tmp_path / "nothing", tmp_path / "data")
     assert "the same" in prepare(raw, raw)
     assert "cannot make the folder" in prepare(raw, tmp_path / "file" / "data")
@@ -235,6 +244,51 @@ def test_only_a_changed_source_is_done_again(raw: Path, prepared: Path, tmp_path
     changed = {name for name, when in times(data).items() if when != before.get(name)}
     assert {name[: len(name_of("b.mp4"))] for name in changed} == {name_of("b.mp4")} and len(changed) == 4
     assert records(data)["b.mp4"].clips[0].frames == 50
+
+
+@pytest.mark.parametrize("kind", ["mp4", "safetensors"])
+def test_a_deleted_file_of_a_clip_is_made_again(raw: Path, prepared: Path, tmp_path: Path, kind: str) -> None:
+    data = shutil.copytree(prepared, tmp_path / "data")
+    before = times(data)
+    (data / "clips" / f"{name_of('a.mp4')}-000.{kind}").unlink()
+    assert prepare(raw, data) == 0
+    assert contents(data) == contents(prepared)
+    changed = {name for name, time in times(data).items() if before[name] != time}
+    assert changed and all(name_of("a.mp4") in name for name in changed)
+
+
+def test_what_is_passed_over_is_named_and_links_to_nothing_are_rejected(
+    raw: Path, prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source, data = shutil.copytree(raw, tmp_path / "raw"), shutil.copytree(prepared, tmp_path / "data")
+    (source / "sub" / "voice.m4a").write_text("")
+    (source / ".DS_Store").write_text("")
+    (source / os.fsdecode(b"caf\xe9.txt")).write_text("")
+    (source / "lost.mp4").symlink_to("nowhere.mp4")
+    assert prepare(source, data) == 0
+    assert "passed over: 4; report.md names them." in capsys.readouterr().out
+    shown = (data / "report.md").read_text(encoding="utf-8").partition("passed over")[2]
+    names = [line[3:-1] for line in shown.splitlines() if line.startswith("- `")]
+    assert names == [".DS_Store", "caf\\udce9.txt", "notes.txt", "sub/voice.m4a"]
+    (piece,) = records(data)["lost.mp4"].rejected
+    assert piece.reason == "unreadable"
+    assert piece.detail == "it is a link to nowhere.mp4, which does not exist."
+    before = times(data)
+    assert prepare(source, data) == 0 and times(data) == before
+
+
+def test_a_download_that_broke_off_is_called_so_whatever_detector(tmp_path: Path) -> None:
+    """Its points are there and complete; where there are none, that is what is said."""
+    raw, data = tmp_path / "raw", tmp_path / "data"
+    for name in ("points", "none"):
+        talk(raw / f"{name}.mkv", 6)
+        content = (raw / f"{name}.mkv").read_bytes()
+        (raw / f"{name}.mkv").write_bytes(content[: len(content) * 6 // 10] + name.encode())
+    (raw / "none.points.safetensors").unlink()
+    assert prepare(raw, data) == 1
+    (points,), (none,) = (records(data)[f"{name}.mkv"].rejected for name in ("points", "none"))
+    assert points.reason == "unreadable" and points.detail.endswith("it is cut off.")
+    assert none.reason == "no landmarks" and "none.points.safetensors does not exist" in none.detail
 
 
 def test_other_settings_are_refused_unless_again(raw: Path, prepared: Path, tmp_path: Path) -> None:

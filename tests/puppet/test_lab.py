@@ -49,9 +49,8 @@ def test_speech_has_exactly_the_samples_of_its_frames(frames: int) -> None:
     assert np.abs(said.waveform).max() <= 1
 
 
-def test_silence_has_a_closed_mouth(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech, "SILENT_SHARE", 1.0)
-    said = speech.utterance(random.Random(0), 50, speech.TRAINING_VOICES)
+def test_silence_has_a_closed_mouth() -> None:
+    said = speech.utterance(random.Random(0), 50, speech.TRAINING_VOICES, silent_share=1)
     assert np.all(said.visemes[:, 0] == 0) and said.waveform.std() < 0.01
 
 

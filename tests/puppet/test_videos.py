@@ -5,6 +5,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,6 +84,36 @@ def test_a_second_run_makes_only_what_is_missing_and_the_same(folder: Path, tmp_
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
     assert {name: data for name, (data, _) in before.items()} == {n: data for n, (data, _) in after.items()}
     assert before["puppet_0000000.mp4"] == after["puppet_0000000.mp4"]
+
+
+def loudness(waveform: torch.Tensor) -> float:
+    """dBFS"""
+    return 20 * float(waveform.square().mean().sqrt().log10())
+
+
+SILENT_SEED = 6  # of the laboratory's training clips
+
+
+def test_every_video_speaks_at_a_usual_loudness(tmp_path: Path) -> None:
+    voices = SPLITS["train"].voices
+    assert loudness(torch.from_numpy(draw_clip(SILENT_SEED, 25, voices).waveform)) < -45
+    for seed in (SILENT_SEED, 0, 1):
+        write_raw_video(tmp_path / "a.mp4", seed, voices, SECONDS, 64)
+        waveform = read_video(tmp_path / "a.mp4")[2][0]
+        alike = (waveform[4:] * waveform[:-4]).mean() / waveform.square().mean()
+        assert alike > 0.5  # of samples at 48 kHz: about 0 in noise of 16 kHz
+        assert -24 < loudness(waveform) < -19.5 and waveform.abs().max() < 1
+
+
+@pytest.mark.parametrize("seed, rms", [(0, 0.142684), (SILENT_SEED, 0.000832856)])
+def test_the_laboratorys_clips_keep_their_sound(seed: int, rms: float) -> None:
+    """What the bundled model was trained on: the same seed, the same sound."""
+    waveform = draw_clip(seed, 25, SPLITS["train"].voices).waveform
+    assert np.sqrt(np.square(waveform, dtype=float).mean()) == pytest.approx(rms, rel=1e-3)
+
+
+def test_others_on_a_shared_disk_can_read_every_file(folder: Path) -> None:
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
 
 
 def test_points_that_cannot_be_written_leave_no_video(tmp_path: Path) -> None:
