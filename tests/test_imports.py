@@ -31,7 +31,7 @@ HOST = {
     "node_helpers",
 }
 OPTIONAL = {"diffusers", "librosa", "transformers", "accelerate"}
-EXTRAS = ("train", "puppet", "evaluate")  # folders that may need more than the host brings
+EXTRAS = ("train", "prepare", "puppet", "evaluate")  # folders that may need more than the host brings
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

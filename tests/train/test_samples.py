@@ -1,0 +1,307 @@
+"""Encoded clips on disk -> training samples."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import CLIPS, RECIPE, TINY, tensors_of, write_clip
+from torch import Tensor
+
+from loopy_model.conditions import Speech
+from loopy_model.motion import TemporalSegments
+from loopy_model.movement import exp, glo, score
+from loopy_model.prepare.encoded import BadClip, EncodedClip, read_metadata, write_encoded
+from loopy_model.train.data import (
+    DRAWS,
+    NOISE,
+    WINDOWS,
+    Place,
+    PreparedClips,
+    Samples,
+    Schedule,
+    Window,
+    _generator,
+    load,
+)
+from loopy_model.train.objective import Batch, Draws
+
+ONE, TWO = RECIPE.stages
+FRAMES, AUDIO = TINY.clip.frames, TINY.audio
+Clips = tuple[PreparedClips, PreparedClips]
+
+
+def numbered(data: Path, frames: int = 24) -> tuple[PreparedClips, EncodedClip]:
+    """A clip whose latents and speech say which frame they are of."""
+    clip = EncodedClip("numbered", frames, "train", True)
+    number = torch.arange(frames).float()
+    write_clip(
+        data,
+        clip,
+        latents=number[:, None, None, None].expand(-1, 4, 4, 4),
+        speech=number[:, None, None].expand(-1, AUDIO.layers + 2, AUDIO.width),
+    )
+    return PreparedClips(data, "train", TINY), clip
+
+
+def numbers(latents: Tensor) -> list:
+    return latents[..., 0, 0, 0].tolist()
+
+
+# --- one sample ---------------------------------------------------------------------------------
+
+
+def test_a_sample_is_consecutive_frames_with_their_portrait_motion_frames_and_speech(tmp_path: Path) -> None:
+    clips, clip = numbered(tmp_path)  # TINY: motion frames of age 0 1 2 4
+    sample = clips.read(Window(clip, start=10, frames=4, portrait=23))
+    assert numbers(sample.clip) == [10, 11, 12, 13]
+    assert numbers(sample.reference) == 23
+    assert numbers(sample.motion) == [9, 8, 7, 5]
+    assert sample.present.tolist() == [True] * 4
+    assert sample.windows[..., 0, 0].tolist() == [
+        [f + d for d in (-2, -1, 0, 1, 2)] for f in (10, 11, 12, 13)
+    ]
+    assert sample.clip.dtype == sample.windows.dtype == torch.float32
+
+
+def test_motion_frames_before_the_video_are_zero_and_absent(tmp_path: Path) -> None:
+    clips, clip = numbered(tmp_path)
+    sample = clips.read(Window(clip, start=3, frames=4, portrait=1))
+    assert sample.present.tolist() == [True, True, True, False]
+    assert numbers(sample.motion)[:3] == [2, 1, 0] and not sample.motion[3].any()
+    first = clips.read(Window(clip, start=0, frames=4, portrait=5))
+    assert not first.present.any() and not first.motion.any()
+
+
+@pytest.mark.parametrize("start", range(14))
+def test_motion_frames_are_those_of_inference(clips: Clips, start: int) -> None:
+    clip = clips[0].clips[1]
+    assert clip.name == "middle" and clip.frames == 17
+    latents = tensors_of(clip)["latents"].half().float()
+    segments = TemporalSegments(TINY.clip)
+    motion, present = segments.abstract(latents[:start], segments.ages())
+    sample = clips[0].read(Window(clip, start, 4, 0))
+    assert torch.equal(sample.motion, motion) and torch.equal(sample.present, present)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 6, 11, 12, 13])
+def test_speech_windows_are_those_of_inference_also_at_the_ends(clips: Clips, start: int) -> None:
+    clip = clips[0].clips[1]
+    speech = Speech(tensors_of(clip)["speech"].half().float(), 25)
+    windows = clips[0].read(Window(clip, start, 4, 0)).windows
+    assert torch.equal(windows, speech.windows(start, 4, TINY.clip.audio_context, AUDIO.layers)[0])
+
+
+@pytest.mark.parametrize("start", [0, 7, 13])
+def test_movement_and_expression_are_those_of_the_frames_shown(clips: Clips, start: int) -> None:
+    clip = clips[0].clips[1]
+    landmarks = tensors_of(clip)["landmarks"][start : start + 4]
+    sample = clips[0].read(Window(clip, start, 4, 0))
+    assert sample.movement.item() == pytest.approx(score(glo(landmarks)).item(), rel=1e-6)
+    assert sample.expression.item() == pytest.approx(score(exp(landmarks)).item(), rel=1e-6)
+
+
+def test_latents_are_scaled_for_the_model(data: Path) -> None:
+    window = Window(CLIPS[0], 9, 4, 3)
+    plain, scaled = (
+        PreparedClips(data, "train", replace(TINY, latent_scale=scale)).read(window)
+        for scale in (1.0, 0.18215)
+    )
+    for name in ("clip", "reference", "motion"):
+        assert torch.equal(getattr(plain, name) * 0.18215, getattr(scaled, name)), name
+    assert torch.equal(plain.windows, scaled.windows)
+
+
+def test_stage_one_reads_single_frames_and_nothing_else(clips: Clips) -> None:
+    silent = next(clip for clip in clips[0].clips if not clip.voiced)
+    sample = clips[0].read(Window(silent, 24, 1, 0))
+    assert sample.clip.shape == (1, 4, 4, 4) and sample.motion is None and sample.windows is None
+    assert torch.equal(sample.clip[0], tensors_of(silent)["latents"][24].half().float())
+
+
+# --- which samples ------------------------------------------------------------------------------
+
+
+def starts(clips: PreparedClips, stage, count: int = 40_000) -> Counter:  # noqa: ANN001
+    windows = clips.pool(stage).draw(count, np.random.default_rng(0))
+    assert {window.frames for window in windows} == {1 if stage.spatial_only else FRAMES}
+    return Counter((window.clip.name, window.start) for window in windows)
+
+
+def test_every_start_of_every_clip_is_equally_likely(clips: Clips) -> None:
+    found = starts(clips[0], TWO)
+    possible = {("long", s) for s in range(37)} | {("middle", s) for s in range(14)} | {("one-start", 0)}
+    assert found.keys() == possible
+    expected = 40_000 / len(possible)
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in found.values())
+
+
+def test_silent_and_short_clips_are_for_stage_one_alone(clips: Clips) -> None:
+    assert {name for name, _ in starts(clips[0], TWO)} == {"long", "middle", "one-start"}
+    found = starts(clips[0], ONE)
+    train = [clip for clip in CLIPS if clip.split == "train"]
+    assert found.keys() == {(clip.name, s) for clip in train for s in range(clip.frames)}
+    assert {name for name, _ in starts(clips[1], TWO)} == {"held-out"}
+
+
+def test_portraits_are_any_frame_of_the_same_clip(clips: Clips) -> None:
+    windows = clips[0].pool(TWO).draw(20_000, np.random.default_rng(0))
+    portraits = Counter(window.portrait for window in windows if window.clip.name == "middle")
+    assert portraits.keys() == set(range(17))
+    expected = portraits.total() / 17
+    assert all(abs(count - expected) < 5 * expected**0.5 for count in portraits.values())
+
+
+def test_windows_are_a_function_of_the_generator(clips: Clips) -> None:
+    one, again, other = (clips[0].pool(TWO).draw(50, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one == again != other
+
+
+# --- repeatable ---------------------------------------------------------------------------------
+
+
+def everything(batch: Batch, draws: Draws) -> dict[str, Tensor]:
+    return {k: v for values in (batch, draws) for k, v in vars(values).items() if v is not None}
+
+
+def whole_batches(clips: PreparedClips, workers: int, pieces: int, processes: int) -> list[dict[str, Tensor]]:
+    """The batches of steps 3 and 4 of stage two, put together from every process and piece."""
+    made = []
+    for rank in range(processes):
+        schedule = Schedule(range(3, 5), 4, pieces, rank, processes)
+        samples = Samples(clips, TWO, (0, 1))
+        read = [everything(*b) for b in load(samples, schedule, workers, torch.device("cpu"))]
+        made.append([read[:pieces], read[pieces:]])
+    return [
+        {
+            name: torch.cat([made[r][step][p][name] for p in range(pieces) for r in range(processes)])
+            for name in keys
+        }
+        for step in (0, 1)
+        for keys in [made[0][step][0]]
+    ]
+
+
+@pytest.mark.parametrize(
+    "workers, pieces, processes", [(1, 1, 1), (2, 1, 1), (0, 4, 1), (0, 1, 2), (0, 2, 2)]
+)
+def test_samples_do_not_depend_on_workers_pieces_and_processes(
+    clips: Clips, workers: int, pieces: int, processes: int
+) -> None:
+    expected = whole_batches(clips[0], 0, 1, 1)
+    torch.manual_seed(workers)  # the global generators have no part in it
+    np.random.seed(workers)
+    for one, other in zip(expected, whole_batches(clips[0], workers, pieces, processes), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_streams_of_seeds_stages_and_steps_are_different(clips: Clips) -> None:
+    """Windows, draws and noise; also where the numbers of a seed could be read in another order."""
+    seeds = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (0, 2)]
+    drawn = {(seed, step): Samples(clips[0], TWO, seed, batch=64) for seed in seeds for step in range(3)}
+    windows = {str(samples.windows(step)) for (_, step), samples in drawn.items()}
+    timesteps = {str(samples.draws(step).timestep.tolist()) for (_, step), samples in drawn.items()}
+    assert len(windows) == len(timesteps) == len(drawn)
+    noises = [samples[Place(step, i)][1].noise for (_, step), samples in drawn.items() for i in range(3)]
+    noises += [
+        torch.randn(noises[0].shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)
+    ]
+    assert len({noise.sum().item() for noise in noises}) == len(noises)
+
+
+def test_the_noise_of_a_sample_is_not_shared_with_its_draws(clips: Clips) -> None:
+    """The tags of the streams: the same numbers behind another tag are another stream."""
+    first = {
+        torch.rand(4, generator=_generator(tag, 0, 1, 3)).sum().item() for tag in (WINDOWS, DRAWS, NOISE)
+    }
+    assert len(first) == len({WINDOWS, DRAWS, NOISE}) == 3
+
+
+# --- the schedule -------------------------------------------------------------------------------
+
+
+def test_a_schedule_cuts_every_batch_into_all_its_samples_once() -> None:
+    for batch in (1, 2, 6, 8, 24):
+        for pieces in (1, 2, 3, 4):
+            for processes in (1, 2, 3, 8):
+                if batch % (pieces * processes):
+                    with pytest.raises(ValueError, match="cannot be cut evenly"):
+                        Schedule(range(1), batch, pieces, 0, processes)
+                    continue
+                parts = [Schedule(range(5, 8), batch, pieces, rank, processes) for rank in range(processes)]
+                read = [list(part) for part in parts]
+                assert {len(r) for r in read} == {3 * pieces} == {len(part) for part in parts}
+                assert {len(places) for r in read for places in r} == {batch // (pieces * processes)}
+                found = Counter(place for r in read for places in r for place in places)
+                assert found == Counter({(step, i): 1 for step in (5, 6, 7) for i in range(batch)})
+                for r in read:  # one step after the other
+                    steps = [place.step for places in r for place in places]
+                    assert steps == sorted(steps)
+
+
+# --- what cannot be used ------------------------------------------------------------------------
+
+
+def test_another_vae_and_another_speech_encoder_are_refused(data: Path) -> None:
+    window = Window(CLIPS[0], 9, 4, 3)
+    config = replace(TINY, unet=replace(TINY.unet, latent_channels=16))
+    with pytest.raises(BadClip, match="long has latents of 4 channels, the model 16; encode"):
+        PreparedClips(data, "train", config).read(window)
+    for audio in (replace(AUDIO, width=16), replace(AUDIO, layers=5)):
+        with pytest.raises(BadClip, match="long has speech of 4 layers of width 8, the model reads"):
+            PreparedClips(data, "train", replace(TINY, audio=audio)).read(window)
+
+
+def test_a_folder_without_encoded_clips_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadClip, match="has no encoded clips; .*prepare encode"):
+        PreparedClips(tmp_path, "train", TINY)
+
+
+def test_missing_test_clips_and_missing_sound_are_refused(tmp_path: Path) -> None:
+    write_clip(tmp_path, replace(CLIPS[0], voiced=False))
+    write_clip(tmp_path, CLIPS[3])
+    train, test = (PreparedClips(tmp_path, split, TINY) for split in ("train", "test"))
+    train.pool(ONE)
+    with pytest.raises(BadClip, match="has no test clip for stage one; .*choose test videos"):
+        test.pool(ONE)
+    with pytest.raises(BadClip, match="has no train clip with sound and 4 frames for stage two"):
+        train.pool(TWO)
+
+
+def test_the_fingerprint_knows_what_changes_the_draws(tmp_path: Path) -> None:
+    def fingerprint(*clips: EncodedClip) -> str:
+        for path in (tmp_path / "encoded").glob("*"):
+            path.unlink()
+        for clip in clips:
+            write_clip(tmp_path, clip)
+        return PreparedClips(tmp_path, "train", TINY).fingerprint()
+
+    first, second, test = CLIPS[0], CLIPS[1], CLIPS[5]
+    known = fingerprint(first, second, test)
+    assert fingerprint(second, first) == known  # test clips are not drawn from
+    others = (first,), (first, replace(second, frames=18)), (first, replace(second, voiced=False))
+    assert known not in [fingerprint(*other) for other in others]
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["latents", "speech", "landmarks"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e6])
+def test_what_float16_cannot_hold_is_not_written(tmp_path: Path, name: str, value: float) -> None:
+    clip, tensors = CLIPS[0], tensors_of(CLIPS[0])
+    tensors[name][5] = value
+    if name == "landmarks" and value == 1e6:
+        pytest.skip("landmarks are float32")
+    with pytest.raises(BadClip, match=f"long: its {name} hold values"):
+        write_encoded(tmp_path, clip, tensors["latents"], tensors["landmarks"], tensors["speech"], {})
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_an_encoded_clip_can_be_read_back(tmp_path: Path) -> None:
+    path = write_clip(tmp_path, CLIPS[4])
+    clip, made_by = read_metadata(path)
+    assert clip == CLIPS[4] and made_by["size"] == 32
