@@ -106,12 +106,8 @@ class PreparedClips:
 
     def _sample(self, file, window: Window) -> Batch:  # noqa: ANN001
         latents, start, frames = file.get_slice("latents"), window.start, window.frames
-        scale, channels = self.config.latent_scale, latents.get_shape()[1]
-        if channels != self.config.unet.latent_channels:
-            raise BadClip(
-                f"{window.clip.name} has latents of {channels} channels, the model "
-                f"{self.config.unet.latent_channels}; encode the clips with the model's own VAE."
-            )
+        self._refuse_other_latents(latents.get_shape(), window.clip)
+        scale = self.config.latent_scale
         still = Batch(
             clip=latents[start : start + frames].float() * scale,
             reference=latents[window.portrait : window.portrait + 1][0].float() * scale,
@@ -130,6 +126,19 @@ class PreparedClips:
             movement=score(glo(landmarks)),
             expression=score(exp(landmarks)),
         )
+
+    def _refuse_other_latents(self, shape: list[int], clip: EncodedClip) -> None:
+        channels, size = self.config.unet.latent_channels, self.config.image_size
+        if shape[1] != channels:
+            raise BadClip(
+                f"{clip.name} has latents of {shape[1]} channels, the model {channels}; "
+                "encode the clips with the model's own VAE."
+            )
+        if shape[2:] != [size // 8, size // 8]:
+            raise BadClip(
+                f"{clip.name} was encoded at {8 * shape[3]}x{8 * shape[2]} pixels, the model's pictures have "
+                f"{size}; encode the clips again with --size {size}."
+            )
 
     def _windows(self, speech, window: Window) -> Tensor:  # noqa: ANN001
         """(F, W, L, D), clamped at the ends of the video as at inference."""

@@ -49,6 +49,9 @@ class Recipe:
     low_rank: int = 0  # rank of the adapters on the spatial layers; 0 trains them in full
 
     def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"recipe {self.name} needs stages of different names, not {names}.")
         if self.optimizer not in get_args(OPTIMIZER):
             known = ", ".join(get_args(OPTIMIZER))
             raise ValueError(f"recipe {self.name}: there is no optimizer {self.optimizer}; choose {known}.")

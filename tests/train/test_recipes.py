@@ -111,3 +111,9 @@ def test_adapters_need_a_base() -> None:
 def test_a_stage_says_what_it_is() -> None:
     with pytest.raises(TypeError):
         Stage("x")  # nothing about the work itself has a default
+
+
+def test_stages_of_the_same_name_are_refused() -> None:
+    one, two = RECIPES["puppet"].stages
+    with pytest.raises(ValueError, match="needs stages of different names"):
+        replace(RECIPES["puppet"], stages=(one, replace(two, name=one.name)))
