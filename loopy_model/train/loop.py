@@ -125,12 +125,13 @@ class Trainer:
             mininterval=5,
             disable=not self.is_main,
         ) as bar:
+            if self.step == 0:
+                self._log(stage, validation=self.validate(stage))  # what the stage starts from
+                self._show(stage)
             for step in schedule.steps:
                 began = time.perf_counter()
                 losses, norm = self.train_step(stage, optimizer, samples, schedule, batches)
                 self.step = step + 1
-                bar.update()
-                bar.set_postfix(loss=f"{losses.mean().item():.4f}", refresh=False)
                 self._log(
                     stage,
                     loss=losses.mean().item(),
@@ -139,13 +140,22 @@ class Trainer:
                     learning_rate=optimizer.param_groups[0]["lr"],
                     seconds=round(time.perf_counter() - began, 4),
                 )
-                ends = self.step == stage.steps
-                if ends or self.step % self.settings.save_every == 0:
-                    self._log(stage, validation=self._finite(self.validate(stage), stage))
-                if self.preview and (ends or self.step % self.settings.preview_every == 0):
-                    self._show(stage)
-                if ends or self.step % self.settings.save_every == 0:
-                    self._save(optimizer)
+                bar.update()
+                bar.set_postfix(loss=f"{losses.mean().item():.4f}", refresh=False)
+                self._look_and_save(stage, optimizer)
+
+    def _look_and_save(self, stage: Stage, optimizer: AcceleratedOptimizer) -> None:
+        """Held-out loss, previews and the state, where they are due."""
+
+        def is_due(every: int) -> bool:
+            return self.step == stage.steps or self.step % every == 0
+
+        if is_due(self.settings.save_every):
+            self._log(stage, validation=self._finite(self.validate(stage), stage))
+        if self.preview and is_due(self.settings.preview_every):
+            self._show(stage)
+        if is_due(self.settings.save_every):
+            self._save(optimizer)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -255,7 +265,7 @@ class Trainer:
         return {name: mean.item() for name, mean in means.items()}
 
     def _show(self, stage: Stage) -> None:
-        if stage.spatial_only or self.settings.shard:
+        if self.preview is None or stage.spatial_only or self.settings.shard:
             return
         if self.is_main:
             with self.average.applied(), self.accelerator.autocast():

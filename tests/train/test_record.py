@@ -33,11 +33,17 @@ def test_the_logged_means_are_those_of_the_samples_in_that_order(
 def test_the_log_of_a_step_adds_up(finished: Path, clips: tuple[PreparedClips, PreparedClips]) -> None:
     """In stage one every sample is in one of two conditions: their mean is the loss."""
     samples = Samples(clips[0], RECIPE.stages[0], (RECIPE.seed, 0))
-    for row in log_of(finished)[:2]:
+    for row in [row for row in log_of(finished) if "loss" in row][:2]:
         kept = samples.draws(row["step"] - 1).keep_reference
         means = row["per_condition"]
         total = means["all"] * kept.sum() + means.get("no reference", 0) * (~kept).sum()
         assert row["loss"] == pytest.approx(total.item() / len(kept), abs=2e-6)
+
+
+def test_a_stage_begins_with_its_held_out_loss(finished: Path) -> None:
+    first = {row["stage"]: row for row in reversed(log_of(finished))}
+    assert [(row["stage"], row["step"]) for row in first.values()] == [("two", 0), ("one", 0)]
+    assert all("validation" in row for row in first.values())
 
 
 def test_rows_after_the_resume_point_are_forgotten(tmp_path: Path) -> None:
@@ -55,6 +61,9 @@ def test_rows_after_the_resume_point_are_forgotten(tmp_path: Path) -> None:
     ]
     record.write(two, 3, loss=2.0)
     assert [json.loads(line) for line in record.path.read_text().splitlines()] == read_rows(record.path)
+    record.write(two, 0, validation={"all": 3.0})
+    record.keep_until(1, 0)  # it will be logged again
+    assert {row["stage"] for row in read_rows(record.path)} == {"one"}
     record.keep_until(0, 0)
     assert read_rows(record.path) == []
 
@@ -100,5 +109,5 @@ def test_a_preview_changes_nothing_but_adds_itself(tmp_path: Path, monkeypatch: 
         made.append(Trainer(recipe, path, train, test, settings, preview=preview).run().state_dict())
     assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
     names = {file.name for file in (tmp_path / "1" / "previews").iterdir()}
-    assert names == {f"two-00000{step}{end}" for step in (1, 2) for end in ("-0.mp4", ".jpg")}
-    assert ["lip_sync" in row for row in log_of(tmp_path / "1")].count(True) == 2
+    assert names == {f"two-00000{step}{end}" for step in (0, 1, 2) for end in ("-0.mp4", ".jpg")}
+    assert ["lip_sync" in row for row in log_of(tmp_path / "1")].count(True) == 3
