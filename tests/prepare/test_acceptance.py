@@ -223,12 +223,17 @@ def losses(run: Path) -> list[float]:
 
 
 def test_training_from_nothing_takes_both_stages(encoded: Path, tmp_path: Path) -> None:
-    train(encoded / DRAWN, tmp_path, "--recipe", "puppet", "--steps", 2, 2, "--batch", 2, 1)
+    short = ("--steps", 2, 2, "--batch", 2, 1, "--preview-every", 0)
+    train(encoded / DRAWN, tmp_path, "--recipe", "puppet", *short)
     assert len(losses(tmp_path)) == 4 and np.isfinite(losses(tmp_path)).all()
     assert (tmp_path / "loopy.safetensors").stat().st_size > 1_000_000
 
 
 def test_the_bundled_model_is_fine_tuned_on_the_real_clips(encoded: Path, tmp_path: Path) -> None:
-    train(encoded / REAL, tmp_path, "--recipe", "finetune", "--base", MODEL, "--steps", 2, "--batch", 1)
+    short = ("--steps", 2, "--batch", 1, "--lips", "facemesh")
+    train(encoded / REAL, tmp_path, "--recipe", "finetune", "--base", MODEL, *short)
     assert len(losses(tmp_path)) == 2 and np.isfinite(losses(tmp_path)).all()
     assert (tmp_path / "adapter.safetensors").stat().st_size > 100_000
+    report = (tmp_path / "report.md").read_text()
+    assert "Result: `adapter.safetensors`" in report and "| fine-tune | 2 of 2 | 1 |" in report
+    assert {path.suffix for path in (tmp_path / "previews").iterdir()} == {".mp4", ".jpg"}

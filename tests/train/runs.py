@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,8 @@ def _train(arguments: list[str], environment: dict[str, str], output: str) -> No
 
     # Validation and drawn curves would be most of the time of so small a run.
     loop.VALIDATION_SAMPLES, loop.write_report = 2, lambda run_dir: None
+    # As in a process of its own: the workers that read data are its children, and end with it.
+    set_start_method("fork", force=True)
     os.environ.update({"MASTER_ADDR": "127.0.0.1"} | environment)
     file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(file, 1), os.dup2(file, 2)
