@@ -149,7 +149,7 @@ class ClipEncoder:
             raise BadClip(f"its record says that it has sound, its video has none; {PREPARE_AGAIN}")
         samples = clip.frames * SAMPLES_PER_FRAME
         voice = resample(waveform.mean(0), rate)[:samples]
-        return hear(nnf.pad(voice, (0, samples - len(voice))), self.hear, FPS).features
+        return hear(nnf.pad(voice, (0, samples - len(voice))), self.hear, FPS).features.cpu()
 
 
 def read_clip(path: Path, test_sources: set[str]) -> tuple[EncodedClip, Tensor]:

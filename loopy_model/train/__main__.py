@@ -145,12 +145,18 @@ def make_preview(args: argparse.Namespace, test: PreparedClips) -> Preview | Non
                 f"no previews: the VAE that encoded the clips is not at {path} any more; give it with --vae"
             )
             return None
-    return Preview(test, load_vae(path, args.device), mouth_reader(args.lips))
+    vae = load_vae(path, args.device) if _is_main() else None
+    return Preview(test, vae, mouth_reader(args.lips), device=args.device)
+
+
+def _is_main() -> bool:
+    """Of several processes, the first; known before any of them is connected."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _say(text: str) -> None:
     """Once, however many processes there are."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_main():
         print(text, flush=True)
 
 

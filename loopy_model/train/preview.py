@@ -31,14 +31,15 @@ class Preview:
     def __init__(
         self,
         test: PreparedClips,
-        vae: VAE,
+        vae: VAE | None,  # None in the processes that never show anything
         reader: MouthReader | None,
         clips: int = 2,
         frames: int = 48,
         steps: int = 25,
         guidance: Guidance = Guidance(3.0, 1.5),
+        device: str = "cpu",  # where the VAE is
     ) -> None:
-        self.test, self.vae, self.reader = test, vae, reader
+        self.test, self.vae, self.reader, self.device = test, vae, reader, device
         self.frames, self.steps, self.guidance = frames, steps, guidance
         self.clips = [clip for clip in test.clips if clip.voiced][:clips]
 
@@ -79,7 +80,7 @@ class Preview:
 
     def _decode(self, latents: Tensor) -> Tensor:
         """VAE latents (F, C, h, w) -> frames (F, H, W, 3), 0..1."""
-        pictures = torch.cat([self.vae.decode(part).cpu() for part in latents.split(16)])
+        pictures = torch.cat([self.vae.decode(part.to(self.device)).cpu() for part in latents.split(16)])
         return rearrange(pictures / 2 + 0.5, "f c h w -> f h w c").clamp(0, 1)
 
     def _sound(self, name: str) -> tuple[Tensor | None, int]:
