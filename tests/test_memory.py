@@ -4,16 +4,15 @@ import subprocess
 import sys
 
 MEASURE = """
-import resource
 from dataclasses import replace
 import torch
 from loopy_model.config import LOOPY
 from loopy_model.model import Loopy, motion_features
 from loopy_model.sampling import activation_bytes
 
-def resident():
+def memory(line):  # not getrusage, whose peak is at least that of the process that started this one
     with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) * 1024
+        return next(int(text.split()[1]) for text in status if text.startswith(line)) * 1024
 
 SIZE = 32
 unet = replace(LOOPY.unet, channels=(64, 128, 256, 256))
@@ -22,7 +21,7 @@ config = replace(LOOPY, unet=unet, audio=audio)
 model, clip = Loopy(config).eval(), config.clip
 with torch.inference_mode():
     model.read(torch.randn(1, 4, 8, 8))
-    before = resident()
+    before = memory("VmRSS")
     pictures = torch.randn(clip.motion_frames, 1, 4, SIZE, SIZE)
     portrait = [site.normed for site in model.read(pictures[0])]
     past = [[site.output[0] for site in model.read(picture)] for picture in pictures]
@@ -30,7 +29,7 @@ with torch.inference_mode():
     motion_latents = model.motion_latents_from_audio(windows)
     conditions = model.encode_conditions(portrait, motion_features(past, past[0]), windows, motion_latents)
     model.denoise(torch.randn(1, clip.frames, 4, SIZE, SIZE), torch.zeros(1), conditions)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+peak = memory("VmHWM") - before
 print(activation_bytes(config, SIZE, SIZE, 4) / peak)
 """
 

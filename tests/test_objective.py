@@ -98,9 +98,7 @@ def test_every_place_in_the_batch_has_the_same_rates(drawn: Draws) -> None:
 
 def test_a_step_can_be_drawn_again() -> None:
     dropping = ConditionDropping()
-    first, again, other = (
-        draw(4, 1000, dropping, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
+    first, again, other = (draw(4, 1000, dropping, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     names = [name for name in Draws.__annotations__ if name != "noise"]
     assert all(torch.equal(getattr(first, n), getattr(again, n)) for n in names)
     assert not torch.equal(first.timestep, other.timestep)

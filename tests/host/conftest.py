@@ -15,9 +15,7 @@ signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the hosts also 
 
 
 @pytest.fixture(scope="session", params=[OLDEST, NEWEST])
-def host(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """One ComfyUI at a time, in a directory of its own, for all tests on that version."""
     base = make_base(tmp_path_factory.mktemp("comfyui"))
     (base / "models" / "loopy").mkdir()

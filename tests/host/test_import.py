@@ -42,9 +42,7 @@ print(json.dumps(asyncio.run(measure())))
 
 
 @pytest.fixture(scope="module", params=[OLDEST, NEWEST])
-def imported(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any]:
+def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The pack, imported by a host that has its own modules loaded already."""
     base = make_base(tmp_path_factory.mktemp("import"))
     [pack] = (base / "custom_nodes").iterdir()

@@ -44,9 +44,7 @@ def test_file_of_another_model(client: Client, model_folder: Path) -> None:
     assert_clear(complaint(client, prompt), "other.safetensors")
 
 
-def test_download_that_was_cut_short(
-    client: Client, model_folder: Path, bundled_model: Path
-) -> None:
+def test_download_that_was_cut_short(client: Client, model_folder: Path, bundled_model: Path) -> None:
     data = bundled_model.read_bytes()
     (model_folder / "half.safetensors").write_bytes(data[: len(data) // 2])
     prompt = change(short_start(seed=10), "LoopyLoadModel", model_name="half.safetensors")
@@ -83,9 +81,7 @@ def test_silent_audio(host: Host, client: Client) -> None:
 @pytest.mark.parametrize(
     ("rate", "channels"), [(8_000, 1), (44_100, 2), (96_000, 2), (192_000, 1), (16_000, 6)]
 )
-def test_audio_of_any_rate(
-    host: Host, client: Client, input_folder: Path, rate: int, channels: int
-) -> None:
+def test_audio_of_any_rate(host: Host, client: Client, input_folder: Path, rate: int, channels: int) -> None:
     write_tone(input_folder / f"{rate}-{channels}.wav", 0.6, rate, channels)
     prompt = with_voice(short_start(seed=12, frames=0), f"{rate}-{channels}.wav")
     video = make(host, client, prompt)

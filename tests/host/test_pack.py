@@ -226,9 +226,7 @@ def test_latents_and_images_go_on_into_stock_nodes(client: Client) -> None:
 def test_video_goes_on_into_stock_nodes(host: Host, client: Client) -> None:
     prompt = short_start(seed=2)
     video = [find(prompt, "LoopyVideoCombine"), 0]
-    prompt["saved"] = node(
-        "SaveVideo", video=video, filename_prefix="again", format="auto", codec="auto"
-    )
+    prompt["saved"] = node("SaveVideo", video=video, filename_prefix="again", format="auto", codec="auto")
     prompt["parts"] = node("GetVideoComponents", video=video)
     prompt["shown"] = node("PreviewImage", images=["parts", 0])
     prompt["heard"] = node("PreviewAudio", audio=["parts", 1])
@@ -265,9 +263,7 @@ def test_video_can_be_continued(client: Client) -> None:
     first, how = inputs(prompt, "LoopySampler"), inputs(prompt, "LoopyMotionFrames")
     made = [find(prompt, "LoopySampler"), 0]
     prompt["past"] = node("LoopyMotionFrames", **how, past_latents=made)
-    prompt["next"] = node(
-        "LoopySampler", **{**first, "start_frame": 12, "motion_frames": ["past", 0]}
-    )
+    prompt["next"] = node("LoopySampler", **{**first, "start_frame": 12, "motion_frames": ["past", 0]})
     prompt["decoded"] = node("VAEDecode", samples=["next", 0], vae=first["vae"])
     prompt["shown"] = node("PreviewImage", images=["decoded", 0])
     assert len(client.run(prompt)["shown"]["images"]) == 12

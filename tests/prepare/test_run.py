@@ -372,8 +372,9 @@ def test_ctrl_c_ends_quickly_and_leaves_nothing_half_written(
     data = tmp_path / "data"
     process = command(raw, data)
     until(lambda: worker(data, "b.mp4") is not None)
+    os.kill(worker(data, "b.mp4"), signal.SIGSTOP)  # so that it cannot be done before the signal arrives
     os.kill(process.pid, signal.SIGINT)
-    process.join(5)
+    process.join(20)
     assert process.exitcode == 130
     left = {path.name for kind in ("clips", "sources") for path in (data / kind).iterdir()}
     assert not [name for name in left if "partial" in name or "in-work" in name or name_of("b.mp4") in name]
