@@ -327,9 +327,14 @@ def test_two_shards_and_two_workers_equal_one_run(raw: Path, prepared: Path, tmp
 def command(raw: Path, data: Path, *more: str) -> multiprocessing.Process:
     """The command in a process of its own, as a terminal starts it."""
     arguments = ["clips", str(raw), str(data), *QUICK, *more]
-    process = multiprocessing.get_context("spawn").Process(target=main, args=(arguments,))
+    process = multiprocessing.get_context("spawn").Process(target=_in_a_terminal, args=(arguments,))
     process.start()
     return process
+
+
+def _in_a_terminal(arguments: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    main(arguments)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20) -> None:
