@@ -16,6 +16,12 @@ Source = Literal["audio", "head movement", "expression"]
 SOURCES: tuple[Source, ...] = ("audio", "head movement", "expression")
 
 
+def score_of(config: AudioConfig, source: Source, level: float) -> float:
+    """Level of head movement or expression, 0 calm .. 1 lively -> log10 of Glo or Exp."""
+    low, high = {"head movement": config.movement_range, "expression": config.expression_range}[source]
+    return low + level * (high - low)
+
+
 class AudioProjection(nn.Module):
     """A frame's window of stacked hidden states -> the tokens that the cross-attention reads."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 
@@ -21,6 +22,10 @@ class KeyValue(NamedTuple):
     k: Tensor  # (B, N, C)
     v: Tensor  # (B, N, C)
     keep: Tensor | None = None  # (B,) bool
+
+    def times(self, rows: int) -> "KeyValue":
+        """The same for each of `rows` rows."""
+        return self if rows == 1 else KeyValue(*(repeat(x, "b n c -> (r b) n c", r=rows) for x in self[:2]))
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ class SiteConditions(NamedTuple):
     motion: KeyValue | None = None  # (B N, M, C)
     audio: KeyValue | None = None  # (B F, tokens, C)
 
+    def for_rows(self, audio: int, reference: int) -> "SiteConditions":
+        """See `Conditions.for_rows`."""
+        return SiteConditions(
+            self.reference and self.reference.times(reference),
+            self.motion and self.motion.times(reference),
+            self.audio and self.audio.times(audio),
+        )
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -79,3 +92,15 @@ class Conditions:
     def without_reference(self) -> "Conditions":
         """Drops c_ref, and with it the motion frames, as in training (paper 3.4, e_base)."""
         return replace(self, sites=tuple(site._replace(reference=None, motion=None) for site in self.sites))
+
+    def for_rows(self, audio: int, reference: int) -> "Conditions":
+        """One clip's conditions for a batch of branches: only its first `audio` rows hear the voice,
+        only its first `reference` rows see the portrait and the motion frames."""
+        kept = self if audio else self.without_audio()
+        kept = kept if reference else kept.without_reference()
+        latents = kept.motion_latents
+        return replace(
+            kept,
+            sites=tuple(site.for_rows(audio, reference) for site in kept.sites),
+            motion_latents=None if latents is None else latents.expand(audio, -1, -1),
+        )

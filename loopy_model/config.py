@@ -5,9 +5,33 @@ stores its `LoopyConfig` in the file's header, so a model always knows its own g
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 SAMPLE_RATE = 16_000  # Hz, what wav2vec hears
+
+Sampling = Literal["uniform", "mean", "random"]
+SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
+"""How a segment of past frames becomes motion frames (paper 3.2; 3.5.2 compares the three)."""
+
+Temporal = Literal["dual", "joint", "intra"]
+TEMPORALS: tuple[Temporal, ...] = get_args(Temporal)
+"""The temporal layers of an attention site (paper 3.2, ablations in 3.5.2).
+
+dual: the paper's. Inter-clip layer, audio, intra-clip layer; only the first sees motion frames.
+joint: audio, then one layer in which motion frames stand beside the noisy frames, as in the earlier
+    methods of 3.2. Table 3's "1 temp. + 20 MF", and its "w/o inter-clip temp." too: the text says
+    that removing the inter-clip layer makes the model "similar to previous methods", and these see
+    motion frames. It leaves open how many; "extending the motion frame length to 20" of the single
+    layer says that the row without this has fewer, and the other methods' number is 4.
+intra: audio, then a layer that sees the noisy frames alone. The other reading of "w/o inter-clip
+    temp.": nothing looks across clips, motion frames are not used at all.
+"""
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError with one sentence."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -20,6 +44,10 @@ class ClipGeometry:
     ratio: int = 2  # r of eq. 2: growth of the segments
     segments: int = 5
     audio_context: int = 2  # frames heard before and after the current one
+    sampling: Sampling = "uniform"  # what training uses, and inference unless told otherwise
+
+    def __post_init__(self) -> None:
+        check_choice("sampling", self.sampling, SAMPLINGS)
 
     @property
     def motion_frames(self) -> int:
@@ -56,12 +84,18 @@ class UNetConfig:
     spatial_ff: int = 4  # width of the feed-forward layer, in multiples of the channels
     temporal_ff: int = 4
     intra_attentions: int = 2  # AnimateDiff's motion module has two; the inter-clip layer has one
+    temporal: Temporal = "dual"
 
     @property
     def time_channels(self) -> int:
         return 4 * self.channels[0]
 
+    @property
+    def sees_motion_frames(self) -> bool:
+        return self.temporal != "intra"
+
     def __post_init__(self) -> None:
+        check_choice("temporal", self.temporal, TEMPORALS)
         if len(self.attention) != len(self.channels):
             raise ValueError(f"attention {self.attention} and channels {self.channels} differ in length.")
         for width in self.channels:
@@ -83,6 +117,7 @@ class AudioConfig:
     token_width: int = 768
     latent_embeddings: int = 128  # audio-to-latents: learnable keys and values
     latent_width: int = 256  # audio-to-latents: attention width
+    to_latents: bool = True  # False: the cross-attention alone hears (table 3, "w/o A2L")
     # log10 of Glo and Exp (appendix B) at "calm" and "lively", the 5th and 95th percentile of
     # the training clips; the Audio-to-Latents node maps its level 0..1 onto them.
     movement_range: tuple[float, float] = (-2.0, 0.0)
@@ -116,11 +151,17 @@ class LoopyConfig:
     """Everything that shapes a Loopy model."""
 
     image_size: int = 512  # pixels, square
+    vae_scale_factor: int = 8  # pixels per latent cell and side
     latent_scale: float = 0.18215  # model latents = VAE latents * latent_scale
     clip: ClipGeometry = field(default_factory=ClipGeometry)
     unet: UNetConfig = field(default_factory=UNetConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+
+    @property
+    def latent_size(self) -> int:
+        """Latent cells per side."""
+        return self.image_size // self.vae_scale_factor
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

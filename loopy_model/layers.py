@@ -40,13 +40,16 @@ class Attention(nn.Module):
         return KeyValue(self.to_k(context), self.to_v(context))
 
     def forward(self, x: Tensor, own: KeyValue, extra: KeyValue | None = None) -> Tensor:
-        """`x` (B, N, C) asks; `extra` keys, if any, stand beside the `own` ones."""
-        k, v, mask = own.k, own.v, None
-        if extra is not None:
-            mask = _mask(extra.keep, k.shape[1], extra.k.shape[1])
-            k, v = torch.cat([k, extra.k], 1), torch.cat([v, extra.v], 1)
-        out = self.attend(self.to_q(x), k, v, self.heads, mask=mask)
-        return self.to_out[0](out)
+        """`x` (B, N, C) asks; `extra` keys, if any, stand beside the `own` ones of the first rows."""
+        q, rows = self.to_q(x), 0 if extra is None else len(extra.k)
+        parts = []
+        if rows:
+            mask = _mask(extra.keep, own.k.shape[1], extra.k.shape[1])
+            k, v = torch.cat([own.k[:rows], extra.k], 1), torch.cat([own.v[:rows], extra.v], 1)
+            parts.append(self.attend(q[:rows], k, v, self.heads, mask=mask))
+        if rows < len(q):
+            parts.append(self.attend(q[rows:], own.k[rows:], own.v[rows:], self.heads))
+        return self.to_out[0](parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
 def _mask(keep: Tensor | None, own: int, extra: int) -> Tensor | None:

@@ -27,16 +27,19 @@ class Loopy(nn.Module):
         # wav2vec's hidden states have channels with a spread of 50: without a norm they drown the rest
         self.audio_norm = nn.LayerNorm(config.audio.width)
         self.audio_projection = AudioProjection(config.audio, config.clip.audio_window)
-        self.audio_to_latents = AudioToLatents(
-            config.audio, config.clip.audio_window, config.unet.time_channels
-        )
+        if config.audio.to_latents:
+            self.audio_to_latents = AudioToLatents(
+                config.audio, config.clip.audio_window, config.unet.time_channels
+            )
 
     def read(self, latents: Tensor) -> list[SiteFeatures]:
         """Pictures (B, C, h, w), portrait or motion frames -> reference-net features per site."""
         return self.reference_unet(latents)
 
-    def motion_latents_from_audio(self, windows: Tensor) -> Tensor:
-        """(B, F, W, L, D) -> motion latents (B, F, T)."""
+    def motion_latents_from_audio(self, windows: Tensor) -> Tensor | None:
+        """(B, F, W, L, D) -> motion latents (B, F, T); None for a model without audio-to-latents."""
+        if not self.config.audio.to_latents:
+            return None
         return self.audio_to_latents(self.audio_to_latents.audio_query(self.audio_norm(windows)))
 
     def encode_conditions(
@@ -52,13 +55,14 @@ class Loopy(nn.Module):
 
         `reference`: per site (B, N, C), the `normed` features of the portrait; `motion`: per site
         (B, M, C, H, W), the `output` features of the motion frames, zero where there are none;
-        `windows` (B, F, W, L, D) of speech; `motion_latents` (B, F, T). In training `keep_audio`
-        and `keep_reference` (B,) switch conditions off per sample.
+        `windows` (B, F, W, L, D) of speech; `motion_latents` (B, F, T), None without audio-to-latents.
+        In training `keep_audio` and `keep_reference` (B,) switch conditions off per sample.
         """
         tokens = None if windows is None else self.audio_projection(self.audio_norm(windows))
         if keep_audio is not None:
             tokens = tokens * rearrange(keep_audio, "b -> b 1 1 1")
-            motion_latents = motion_latents * rearrange(keep_audio, "b -> b 1 1")
+            if motion_latents is not None:
+                motion_latents = motion_latents * rearrange(keep_audio, "b -> b 1 1")
         sites = self.denoising_unet.site_conditions(reference, motion, tokens, keep_reference)
         return Conditions(sites, motion_latents)
 

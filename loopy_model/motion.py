@@ -1,15 +1,11 @@
 """Temporal segment module (paper 3.2, eq. 2): 124 past frames abstracted to 20."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .config import ClipGeometry
-
-Sampling = Literal["uniform", "mean", "random"]
-SAMPLINGS: tuple[Sampling, ...] = ("uniform", "mean", "random")
+from .config import SAMPLINGS, ClipGeometry, Sampling, check_choice
 
 Ages = tuple[int, ...]  # the past frames that one motion frame stands for; age 0 is the newest
 
@@ -23,11 +19,12 @@ class TemporalSegments:
     """
 
     clip: ClipGeometry
-    sampling: Sampling = "uniform"
+    sampling: Sampling | None = None  # None: the clip's own
 
     def __post_init__(self) -> None:
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"sampling is {self.sampling!r}; choose one of {', '.join(SAMPLINGS)}.")
+        if self.sampling is None:
+            object.__setattr__(self, "sampling", self.clip.sampling)  # the dataclass is frozen
+        check_choice("sampling", self.sampling, SAMPLINGS)
         for name in ("stride", "ratio", "segments"):
             if getattr(self.clip, name) < 1:
                 raise ValueError(f"{name} is {getattr(self.clip, name)}; it must be at least 1.")

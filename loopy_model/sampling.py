@@ -21,6 +21,8 @@ from .motion import Ages, TemporalSegments
 # doubled feed-forward, concatenated keys, skip connections).
 LIVE_COPIES = 36
 
+ONE_BATCH = 2**18  # values of a clip at the first level; the puppet has 37 thousand, SD1.5's size 16 million
+
 
 class Guidance(NamedTuple):
     """e = audio_ratio (e_audio - e_ref) + ref_ratio (e_ref - e_base) + e_base, paper 3.4."""
@@ -75,15 +77,17 @@ def generate(
     clip = model.config.clip
     schedule = NoiseSchedule(model.config.diffusion)
     starts = range(request.start, request.stop, clip.frames)
+    small = is_small(model.config, *request.portrait.shape[-2:])
     memory = MotionMemory(model, request, before_call)
     reference = [site.normed for site in memory.read(request.portrait)]
 
     total = len(starts) * request.steps
     for number, start in enumerate(starts):
         conditions = _conditions(model, request, reference, memory.recall(start), start)
+        passes = guidance_passes(conditions, request.guidance, small)
         x = frame_noise(request, start, clip.frames).to(request.portrait)[None]  # (1, F, C, h, w)
         for i, timestep in enumerate(schedule.timesteps(request.steps)):
-            prediction = guided(model, x, timestep, conditions, request, before_call)
+            prediction = guided(model, x, timestep, passes, request.dtype, before_call)
             x, x0 = schedule.ddim_step(x, prediction, timestep, request.steps)
             last = i + 1 == request.steps
             finished = x[0, : request.stop - start] / model.config.latent_scale if last else None
@@ -92,22 +96,46 @@ def generate(
             yield Step(number * request.steps + i + 1, total, x0[0] / model.config.latent_scale, finished)
 
 
+class Pass(NamedTuple):
+    """One call of the denoising net, a branch in each row."""
+
+    weights: tuple[float, ...]  # of the rows
+    conditions: Conditions
+
+
+def guidance_passes(conditions: Conditions, guidance: Guidance, in_one_batch: bool) -> list[Pass]:
+    """Three branches that differ in what is dropped; one whose weight is zero is not run."""
+    keeps = ((1, 1), (0, 1), (0, 0))  # audio, reference of e_audio, e_ref and e_base
+    branches = [(weight, *keep) for weight, keep in zip(guidance.weights(), keeps) if weight]
+    passes = [branches] if in_one_batch else [[branch] for branch in branches]
+    return [
+        Pass(weights, conditions.for_rows(sum(audio), sum(reference)))
+        for weights, audio, reference in (zip(*rows) for rows in passes)
+    ]
+
+
+def is_small(config: LoopyConfig, height: int, width: int) -> bool:
+    """Whether all branches go through the net at once: a small net spends most of a pass outside of
+    arithmetic, a large one would only need more memory."""
+    return config.clip.frames * height * width * config.unet.channels[0] <= ONE_BATCH
+
+
 def guided(
     model: Loopy,
     x: Tensor,
     timestep: int,
-    conditions: Conditions,
-    request: Request,
+    passes: list[Pass],
+    dtype: torch.dtype = torch.float32,
     before_call: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Three passes that differ in what is dropped; a pass whose weight is zero is not run."""
-    branches = (conditions, conditions.without_audio(), conditions.without_audio().without_reference())
-    t = torch.full((len(x),), timestep, device=x.device)
+    """The guided prediction for one clip `x` (1, F, C, h, w); the nets compute in `dtype`."""
     total = torch.zeros_like(x)
-    for weight, branch in zip(request.guidance.weights(), branches):
-        if weight:
-            before_call()
-            total += weight * model.denoise(x.to(request.dtype), t, branch).to(total)
+    for weights, conditions in passes:
+        before_call()
+        rows = x.to(dtype).expand(len(weights), -1, -1, -1, -1)
+        t = torch.full((len(weights),), timestep, device=x.device)
+        predictions = model.denoise(rows, t, conditions).to(total)
+        total += torch.einsum("r,rfchw->fchw", total.new_tensor(weights), predictions)
     return total
 
 
@@ -132,7 +160,7 @@ def _splitmix(z: int) -> int:
 
 
 def _conditions(
-    model: Loopy, request: Request, reference: list[Tensor], motion: list[Tensor], start: int
+    model: Loopy, request: Request, reference: list[Tensor], motion: list[Tensor] | None, start: int
 ) -> Conditions:
     clip = model.config.clip
     windows = request.speech.windows(start, clip.frames, clip.audio_context, model.config.audio.layers)
@@ -166,9 +194,11 @@ class MotionMemory:
         """Keeps as many frames as the segments reach back."""
         self.past = torch.cat([self.past, finished])[-self.request.segments.clip.motion_span :]
 
-    def recall(self, start: int) -> list[Tensor]:
+    def recall(self, start: int) -> list[Tensor] | None:
         """Per site (1, M, C, H, W) for the clip that begins at frame `start`; only motion frames
-        that no earlier clip has encoded pass through the net."""
+        that no earlier clip has encoded pass through the net. None if no layer looks at them."""
+        if not self.model.config.unet.sees_motion_frames:
+            return None
         generator = torch.Generator().manual_seed(_mix(self.request.seed, ~start))
         ages = self.request.segments.ages(generator)
         latents, present = self.request.segments.abstract(self.past, ages)
@@ -204,5 +234,6 @@ def activation_bytes(config: LoopyConfig, height: int, width: int, bytes_per_val
         tokens = -(-height // 2**level) * -(-width // 2**level)
         reference, motion = 3, 4 * clip.motion_frames  # normed+k+v; features, their stack, k, v
         cached += sites * tokens * channels * (reference + motion)
-    live = LIVE_COPIES * clip.frames * height * width * unet.channels[0]
+    rows = 3 if is_small(config, height, width) else 1
+    live = rows * LIVE_COPIES * clip.frames * height * width * unet.channels[0]
     return bytes_per_value * (cached + live)

@@ -46,25 +46,29 @@ class TemporalAttention(nn.Module):
 
 
 class TemporalLayer(nn.Module):
-    """AnimateDiff's motion module with explicit keys of the past; silent until trained."""
+    """AnimateDiff's motion module with explicit keys of the past; silent until trained.
 
-    def __init__(self, channels: int, config: UNetConfig, times: Sequence[float], attentions: int) -> None:
+    `times` has a row of time stamps for each attention: of the frames that stand in it.
+    """
+
+    def __init__(self, channels: int, config: UNetConfig, times: Sequence[Sequence[float]]) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.attentions = nn.ModuleList(
-            [TemporalAttention(channels, config.heads, times) for _ in range(attentions)]
+            [TemporalAttention(channels, config.heads, stamps) for stamps in times]
         )
         self.ff_norm = nn.LayerNorm(channels)
         self.ff = FeedForward(channels, config.temporal_ff)
         self.proj_out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, frames: int, past: KeyValue | None = None) -> Tensor:
-        """(B F, C, H, W) -> the same."""
+        """(B F, C, H, W) -> the same. The first attention sees the past."""
         height = x.shape[2]
-        h = self.proj_in(rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames))
+        h = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames)
+        h = self.proj_in(h.contiguous())  # the view of a single clip would be multiplied pixel by pixel
         for attention in self.attentions:
-            h = attention(h, past)
+            h, past = attention(h, past), None
         h = self.proj_out(h + self.ff(self.ff_norm(h)))
         return x + rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=x.shape[3])
 
@@ -73,7 +77,7 @@ class IntraClipLayer(TemporalLayer):
     """Frames of the current clip only."""
 
     def __init__(self, channels: int, config: UNetConfig, frames: int) -> None:
-        super().__init__(channels, config, range(frames), config.intra_attentions)
+        super().__init__(channels, config, [range(frames)] * config.intra_attentions)
 
 
 class InterClipLayer(TemporalLayer):
@@ -83,8 +87,12 @@ class InterClipLayer(TemporalLayer):
     and values can be made once per clip.
     """
 
-    def __init__(self, channels: int, config: UNetConfig, frames: int, ages: Sequence[int]) -> None:
-        super().__init__(channels, config, [-1 - age for age in ages] + list(range(frames)), 1)
+    def __init__(
+        self, channels: int, config: UNetConfig, frames: int, ages: Sequence[int], attentions: int = 1
+    ) -> None:
+        clip = range(frames)
+        both = [*(-1 - age for age in ages), *clip]
+        super().__init__(channels, config, [both] + [clip] * (attentions - 1))
         self.motion_frames = len(ages)
 
     def keys_values(self, features: Tensor, keep: Tensor | None = None) -> KeyValue:
@@ -93,11 +101,23 @@ class InterClipLayer(TemporalLayer):
             raise ValueError(f"{features.shape[1]} motion frames given, the model has {self.motion_frames}.")
         b, m, _, height, width = features.shape
         h = self.norm(rearrange(features, "b m c h w -> (b m) c h w"))
-        h = self.proj_in(rearrange(h, "(b m) c h w -> (b h w) m c", m=m))
+        h = self.proj_in(rearrange(h, "(b m) c h w -> (b h w) m c", m=m).contiguous())
         attention = self.attentions[0]
         made = attention.attn.keys_values(attention.stamp(h, 0))
         everywhere = None if keep is None else repeat(keep, "b -> (b n)", n=height * width)
         return made._replace(keep=everywhere)
+
+
+class JointLayer(InterClipLayer):
+    """The one temporal layer of earlier methods: motion frames and the clip together (paper 3.2, 3.5.2).
+
+    It has the size of the intra-clip layer, whose place it takes. Its first attention is the
+    inter-clip layer's; any further one is the intra-clip layer's, since motion frames that had
+    attended to the noisy clip would need new keys at every step.
+    """
+
+    def __init__(self, channels: int, config: UNetConfig, frames: int, ages: Sequence[int]) -> None:
+        super().__init__(channels, config, frames, ages, config.intra_attentions)
 
 
 class AudioAttention(nn.Module):
@@ -110,8 +130,12 @@ class AudioAttention(nn.Module):
         zero(self.attn.to_out[0])
 
     def forward(self, x: Tensor, speech: KeyValue | None) -> Tensor:
-        """(B F, C, H, W) -> what was heard, to be added. Without speech that is what all-zero tokens give."""
+        """(B F, C, H, W) -> what was heard, to be added. Rows without speech, those after its last,
+        get what all-zero tokens give."""
+        silence = rearrange(self.attn.to_out[0].bias.to(x), "c -> 1 c 1 1")
         if speech is None:
-            return rearrange(self.attn.to_out[0].bias.to(x), "c -> 1 c 1 1")
-        h = self.norm(rearrange(x, "b c h w -> b (h w) c"))
-        return rearrange(self.attn(h, speech), "b (h w) c -> b c h w", h=x.shape[2])
+            return silence
+        rows = len(speech.k)
+        h = self.norm(rearrange(x[:rows], "b c h w -> b (h w) c"))
+        heard = rearrange(self.attn(h, speech), "b (h w) c -> b c h w", h=x.shape[2])
+        return heard if rows == len(x) else torch.cat([heard, silence.expand_as(x[rows:])])

@@ -1,7 +1,8 @@
 """The two U-Nets of Fig. 2: one SD1.5-shaped trunk, built twice, features passed explicitly.
 
 Parameter names are diffusers' SD1.5 names, so public weights load strictly; the layers that Loopy
-adds stand beside them as `inter_modules`, `audio_modules` and `intra_modules`. An attention *site*
+adds stand beside them as `inter_modules`, `audio_modules` and `intra_modules`. Ablated nets have no
+`inter_modules`, and the one temporal layer that is left is called `intra_modules`. An attention *site*
 is a place where the trunk attends; both nets have the same sites in the same order.
 """
 
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .conditions import Conditions, KeyValue, SiteConditions, SiteFeatures
 from .config import LoopyConfig, UNetConfig
 from .layers import Downsample, ResnetBlock, SpatialTransformer, TimestepEmbedding, Upsample
-from .temporal import AudioAttention, InterClipLayer, IntraClipLayer
+from .temporal import AudioAttention, InterClipLayer, IntraClipLayer, JointLayer
 
 Site = Callable[["Block", int, Tensor], Tensor]
 
@@ -43,13 +44,24 @@ class Block(nn.Module):
         """Loopy's own layers, one set per site."""
         channels, clip, unet = self.resnets[0].conv1.out_channels, config.clip, config.unet
         sites = range(len(self.attentions))
-        self.inter_modules = nn.ModuleList(
-            [InterClipLayer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
-        )
+        if unet.temporal == "dual":
+            self.inter_modules = nn.ModuleList(
+                [InterClipLayer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
+            )
         self.audio_modules = nn.ModuleList(
             [AudioAttention(channels, unet, config.audio.token_width) for _ in sites]
         )
-        self.intra_modules = nn.ModuleList([IntraClipLayer(channels, unet, clip.frames) for _ in sites])
+        if unet.temporal == "joint":
+            self.intra_modules = nn.ModuleList(
+                [JointLayer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
+            )
+        else:
+            self.intra_modules = nn.ModuleList([IntraClipLayer(channels, unet, clip.frames) for _ in sites])
+
+    def layer_with_motion_frames(self, i: int) -> InterClipLayer | None:
+        """The temporal layer of site `i` in which motion frames stand beside the clip."""
+        layer = (self.inter_modules if hasattr(self, "inter_modules") else self.intra_modules)[i]
+        return layer if isinstance(layer, InterClipLayer) else None
 
     def run(self, layer: nn.Module, *inputs: Any) -> Any:
         return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)
@@ -180,14 +192,17 @@ class DenoisingUNet(UNet):
             x, _ = block.run(block.attentions[i], x, _per_frame(site.reference, frames))
             if conditions.spatial_only:
                 return x
-            x = block.run(block.inter_modules[i], x, frames, site.motion)
+            past = site.motion
+            if hasattr(block, "inter_modules"):
+                x, past = block.run(block.inter_modules[i], x, frames, past), None
             x = x + block.run(block.audio_modules[i], x, site.audio)
-            return block.run(block.intra_modules[i], x, frames)
+            return block.run(block.intra_modules[i], x, frames, past)
 
         temb = self.time_embedding(timestep, noisy)  # (B, T)
         temb = repeat(temb, "b t -> b f t", f=frames)
         if conditions.motion_latents is not None:
-            temb = temb + conditions.motion_latents
+            heard = len(conditions.motion_latents)  # guidance in one batch: only the first rows hear
+            temb = torch.cat([temb[:heard] + conditions.motion_latents, temb[heard:]])
         x = rearrange(noisy, "b f c h w -> (b f) c h w")
         x = self.trunk(x, rearrange(temb, "b f t -> (b f) t"), attend)
         x = self.conv_out(nnf.silu(self.conv_norm_out(x)))
@@ -201,15 +216,16 @@ class DenoisingUNet(UNet):
         keep: Tensor | None,
     ) -> tuple[SiteConditions, ...]:
         """Makes each site's keys and values once: `reference` (B, N, C) and `motion`
-        (B, M, C, H, W) per site, audio `tokens` (B, F, n, c), `keep` (B,) for the first two."""
+        (B, M, C, H, W) per site, audio `tokens` (B, F, n, c), `keep` (B,) for the first two.
+        Where no layer sees motion frames, `motion` is not used."""
         made = []
         for block in self.blocks_with_sites():
-            for attention, inter, audio in zip(block.attentions, block.inter_modules, block.audio_modules):
-                i = len(made)
+            for place, (attention, audio) in enumerate(zip(block.attentions, block.audio_modules)):
+                i, temporal = len(made), block.layer_with_motion_frames(place)
                 made.append(
                     SiteConditions(
                         reference=reference and attention.keys_values(reference[i])._replace(keep=keep),
-                        motion=motion and inter.keys_values(motion[i], keep),
+                        motion=motion and temporal and temporal.keys_values(motion[i], keep),
                         audio=None
                         if tokens is None
                         else audio.attn.keys_values(rearrange(tokens, "b f n c -> (b f) n c")),

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..loopy_model.audio import hear
-from ..loopy_model.audio_to_latents import SOURCES
+from ..loopy_model.audio_to_latents import SOURCES, score_of
 from ..loopy_model.conditions import Speech
 from ..loopy_model.config import SAMPLE_RATE, AudioConfig
 from .types import CATEGORY, HostedLoopy, LoopyAudioType, LoopyModelType, MotionLatentsType
@@ -115,6 +115,11 @@ class LoopyAudioToLatents(io.ComfyNode):
     def execute(
         cls, loopy_model: HostedLoopy, loopy_audio: Speech, source: str, level: float
     ) -> io.NodeOutput:
+        if not loopy_model.config.audio.to_latents:
+            raise ValueError(
+                f"{loopy_model.file} has no audio-to-latents module; leave this node out and the sampler's "
+                "motion_latents unconnected."
+            )
         mm.load_models_gpu([loopy_model.patcher])
         make = _from_audio if source == "audio" else _from_level
         latents = make(loopy_model, loopy_audio, source, level)
@@ -135,9 +140,10 @@ def _from_audio(hosted: HostedLoopy, speech: Speech, source: str, level: float) 
 
 def _from_level(hosted: HostedLoopy, speech: Speech, source: str, level: float) -> Tensor:
     """(frames, T), the same for every frame."""
-    audio, module = hosted.config.audio, hosted.patcher.model.audio_to_latents
-    low, high = audio.movement_range if source == "head movement" else audio.expression_range
+    module = hosted.patcher.model.audio_to_latents
     score = torch.tensor(
-        [low + level * (high - low)], device=hosted.patcher.load_device, dtype=hosted.compute_dtype
+        [score_of(hosted.config.audio, source, level)],
+        device=hosted.patcher.load_device,
+        dtype=hosted.compute_dtype,
     )
     return module(module.variance_query(source, score, 1))[0].expand(len(speech), -1)

@@ -193,6 +193,8 @@ def _check(
             f"loopy_audio was made for another model than {hosted.file}; "
             "run Loopy Audio Encode with this model."
         )
+    if motion_latents is not None and not hosted.config.audio.to_latents:
+        raise ValueError(f"{hosted.file} reads no motion latents; leave motion_latents unconnected.")
     if motion_latents is not None and (len(motion_latents), motion_latents.shape[1]) != (
         len(speech),
         unet.time_channels,

@@ -9,8 +9,7 @@ from torch import Tensor
 from loopy_model.conditions import Conditions, SiteConditions
 from loopy_model.config import TINY
 from loopy_model.model import Loopy
-from loopy_model.motion import TemporalSegments
-from loopy_model.sampling import Guidance, Request, guided
+from loopy_model.sampling import Guidance, guidance_passes, guided
 
 T = 600
 
@@ -35,18 +34,7 @@ def x(generator: torch.Generator) -> Tensor:
     return torch.randn(1, TINY.clip.frames, 4, 4, 4, generator=generator)
 
 
-@pytest.fixture
-def ask(speak):  # noqa: ANN001, ANN201
-    def request(audio: float, ref: float, dtype: torch.dtype = torch.float32) -> Request:
-        return Request(
-            torch.zeros(1, 4, 4, 4),
-            speak(4),
-            TemporalSegments(TINY.clip),
-            guidance=Guidance(audio, ref),
-            dtype=dtype,
-        )
-
-    return request
+APART_OR_TOGETHER = pytest.mark.parametrize("together", [False, True])
 
 
 def three(model: Loopy, x: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,20 +66,25 @@ RATIOS = pytest.mark.parametrize(
 )
 
 
+@APART_OR_TOGETHER
 @RATIOS
 def test_guidance_is_the_papers_formula(
-    tiny: Loopy,
-    x: Tensor,
-    conditions: Conditions,
-    ask,
-    audio: float,
-    ref: float,  # noqa: ANN001
+    tiny: Loopy, x: Tensor, conditions: Conditions, audio: float, ref: float, together: bool
 ) -> None:
     e_audio, e_ref, e_base = three(tiny, x, conditions)
     expected = audio * (e_audio - e_ref) + ref * (e_ref - e_base) + e_base
-    out = guided(tiny, x, T, conditions, ask(audio, ref))
+    out = guided(tiny, x, T, guidance_passes(conditions, Guidance(audio, ref), together))
     assert (e_audio - e_ref).abs().max() > 1e-3 and (e_ref - e_base).abs().max() > 1e-3
     assert torch.allclose(out, expected, atol=1e-4)
+
+
+def test_the_formula_by_hand() -> None:
+    """Paper 3.4 with its ratios 5 and 3, e_audio 2, e_ref 1.5, e_base 1: 5 x 0.5 + 3 x 0.5 + 1."""
+    weights = Guidance(audio_ratio=5, ref_ratio=3).weights()
+    assert weights == (5, -2, -2)
+    assert sum(w * e for w, e in zip(weights, (2.0, 1.5, 1.0))) == 5.0
+    weights = Guidance(audio_ratio=2.5, ref_ratio=1.5).weights()  # 2.5 x (3 + 2) + 1.5 x (-2 - 7) + 7
+    assert sum(w * e for w, e in zip(weights, (3.0, -2.0, 7.0))) == 6.0
 
 
 @RATIOS
@@ -119,7 +112,6 @@ def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
     tiny: Loopy,
     x: Tensor,
     conditions: Conditions,
-    ask,  # noqa: ANN001
     monkeypatch: pytest.MonkeyPatch,
     audio: float,
     ref: float,
@@ -139,16 +131,37 @@ def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
         return noisy
 
     monkeypatch.setattr(tiny, "denoise", denoise)
-    out = guided(tiny, x, T, conditions, ask(audio, ref), lambda: asked.append("before"))
+    apart = guidance_passes(conditions, Guidance(audio, ref), in_one_batch=False)
+    out = guided(tiny, x, T, apart, before_call=lambda: asked.append("before"))
     assert " ".join(seen) == passes and len(asked) == len(seen)
     assert torch.allclose(out, x, atol=1e-5)  # all passes say the same, and the weights sum to 1
+
+
+@pytest.mark.parametrize(
+    "audio, ref, rows, heard, seen",
+    [(5.0, 3.0, 3, 1, 2), (1.0, 1.0, 1, 1, 1), (3.0, 3.0, 2, 1, 1), (0.0, 3.0, 2, 0, 1), (0.0, 0.0, 1, 0, 0)],
+)
+def test_together_the_first_rows_have_the_conditions(
+    conditions: Conditions, audio: float, ref: float, rows: int, heard: int, seen: int
+) -> None:
+    (together,) = guidance_passes(conditions, Guidance(audio, ref), in_one_batch=True)
+    assert len(together.weights) == rows and sum(together.weights) == pytest.approx(1)
+    for site, full in zip(together.conditions.sites, conditions.sites):
+        for kept, given, count in (
+            (site.audio, full.audio, heard),
+            (site.reference, full.reference, seen),
+            (site.motion, full.motion, seen),
+        ):
+            assert (kept is None) == (count == 0)
+            if kept is not None:
+                assert torch.equal(kept.k, given.k.repeat(count, 1, 1))
+                assert torch.equal(kept.v, given.v.repeat(count, 1, 1))
 
 
 def test_the_passes_are_summed_in_the_precision_of_the_latents(
     tiny: Loopy,
     x: Tensor,
     conditions: Conditions,
-    ask,  # noqa: ANN001
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = iter(torch.randn(3, *x.shape, generator=torch.Generator().manual_seed(1)).bfloat16())
@@ -160,7 +173,8 @@ def test_the_passes_are_summed_in_the_precision_of_the_latents(
         return kept[-1]
 
     monkeypatch.setattr(tiny, "denoise", denoise)
-    out = guided(tiny, x, T, conditions, ask(5.0, 3.0, torch.bfloat16))
+    apart = guidance_passes(conditions, Guidance(5.0, 3.0), in_one_batch=False)
+    out = guided(tiny, x, T, apart, torch.bfloat16)
     e_audio, e_ref, e_base = (e.float() for e in kept)
     assert out.dtype == torch.float32
     assert torch.allclose(out, 5 * (e_audio - e_ref) + 3 * (e_ref - e_base) + e_base, atol=1e-5)

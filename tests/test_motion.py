@@ -118,6 +118,14 @@ def test_frames_that_exist_are_taken_and_the_others_are_zero(sampling: str, past
         assert latent.item() == pytest.approx(sum(exist) / len(exist) if exist else 0)
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_the_sampling_is_the_clips_own_unless_another_is_given(sampling: str) -> None:
+    clip = replace(TINY.clip, sampling=sampling)
+    assert TemporalSegments(clip).sampling == sampling
+    assert TemporalSegments(clip) == TemporalSegments(clip, sampling)
+    assert [TemporalSegments(clip, other).sampling for other in SAMPLINGS] == list(SAMPLINGS)
+
+
 def test_impossible_segments_are_refused() -> None:
     with pytest.raises(ValueError, match="'median'; choose one of uniform, mean, random"):
         segments(PAPER, "median")

@@ -73,6 +73,32 @@ def test_a_config_survives_json(config: LoopyConfig) -> None:
     assert again == config and hash(again) == hash(config)
 
 
+def test_ablations_are_in_the_config_and_survive_json() -> None:
+    config = replace(
+        TINY,
+        clip=replace(TINY.clip, sampling="mean"),
+        unet=replace(TINY.unet, temporal="joint"),
+        audio=replace(TINY.audio, to_latents=False),
+    )
+    again = LoopyConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config != TINY
+
+
+@PRESETS
+def test_configs_from_before_the_ablations_are_the_full_model(config: LoopyConfig) -> None:
+    values = config.to_dict()
+    del values["clip"]["sampling"], values["unet"]["temporal"], values["audio"]["to_latents"]
+    assert LoopyConfig.from_dict(values) == config
+    assert (config.clip.sampling, config.unet.temporal, config.audio.to_latents) == ("uniform", "dual", True)
+
+
+def test_unknown_ablations_are_refused() -> None:
+    with pytest.raises(ValueError, match="^temporal is 'both'; choose one of dual, joint, intra.$"):
+        replace(UNetConfig(), temporal="both")
+    with pytest.raises(ValueError, match="^sampling is 'median'; choose one of uniform, mean, random.$"):
+        ClipGeometry(sampling="median")
+
+
 @PRESETS
 def test_a_config_is_frozen(config: LoopyConfig) -> None:
     with pytest.raises(FrozenInstanceError):

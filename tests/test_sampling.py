@@ -340,7 +340,7 @@ class Cancelled(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [0, 1, 3, 8, 19])
+@pytest.mark.parametrize("after", [0, 1, 3, 8, 12])
 def test_cancelling_stops_before_the_next_pass(
     tiny: Loopy, ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
@@ -365,7 +365,7 @@ def test_before_call_runs_before_every_pass(
     video(tiny, ask(12), lambda: asked.append(len(calls.read) + calls.denoised))
     assert asked == list(range(len(asked)))
     assert len(asked) == len(calls.read) + calls.denoised
-    assert calls.denoised == 3 * 2 * 3  # clips, steps, passes of guidance
+    assert calls.denoised == 3 * 2  # clips, steps; a small net's branches are one pass
     assert len(calls.read) == 1 + 3 + 3  # the portrait; ages 0 1 2; 0 1 2, while age 4 was age 0
 
 

@@ -1,5 +1,7 @@
 """Inter- and intra-clip layers and audio cross-attention (paper 3.2, 3.3) against the textbook."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracles import attention, lively
@@ -8,7 +10,7 @@ from torch.nn import functional as nnf
 
 from loopy_model.conditions import KeyValue
 from loopy_model.config import TINY
-from loopy_model.temporal import AudioAttention, InterClipLayer, IntraClipLayer, sinusoids
+from loopy_model.temporal import AudioAttention, InterClipLayer, IntraClipLayer, JointLayer, sinusoids
 
 CHANNELS, FRAMES, AGES = 8, 3, (0, 1, 4)
 UNET = TINY.unet
@@ -78,6 +80,30 @@ def test_an_all_zero_motion_frame_is_not_the_same_as_none(
     assert (masked - inter(x, FRAMES, None)).abs().max() > 1e-3
 
 
+def test_a_joint_layer_of_one_attention_is_an_inter_clip_layer(
+    inter: InterClipLayer, generator: torch.Generator
+) -> None:
+    joint = JointLayer(CHANNELS, UNET, FRAMES, AGES).requires_grad_(False)
+    joint.load_state_dict(inter.state_dict())
+    x, past = picture(2 * FRAMES, generator=generator), picture(2, len(AGES), generator=generator)
+    expected = inter(x, FRAMES, inter.keys_values(past))
+    assert torch.equal(joint(x, FRAMES, joint.keys_values(past)), expected)
+
+
+def test_a_joint_layer_sees_the_past_in_its_first_attention(generator: torch.Generator) -> None:
+    joint = lively(JointLayer(CHANNELS, replace(UNET, intra_attentions=2), FRAMES, AGES))
+    assert [len(a.positions) for a in joint.attentions] == [len(AGES) + FRAMES, FRAMES]
+    x, past = picture(FRAMES, generator=generator), picture(1, len(AGES), generator=generator)
+    given: list = []
+    for layer in joint.attentions:
+        layer.register_forward_pre_hook(lambda _, args: given.append(args[1]))
+    made = joint.keys_values(past)
+    joint(x, FRAMES, made).square().sum().backward()
+    assert given == [made, None]
+    assert all(p.grad is not None and p.grad.any() for p in joint.parameters())
+    assert all(p.grad.flatten(1).any(1).all() for n, p in joint.named_parameters() if "positions" in n)
+
+
 def test_the_intra_clip_layer_sees_its_own_clip_alone(
     intra: IntraClipLayer, generator: torch.Generator
 ) -> None:
@@ -129,6 +155,7 @@ def test_another_number_of_motion_frames_is_refused(
     [
         InterClipLayer(CHANNELS, UNET, FRAMES, AGES),
         IntraClipLayer(CHANNELS, UNET, FRAMES),
+        JointLayer(CHANNELS, UNET, FRAMES, AGES),
     ],
 )
 def test_fresh_temporal_layers_are_silent(
@@ -136,6 +163,17 @@ def test_fresh_temporal_layers_are_silent(
 ) -> None:
     x = picture(FRAMES, generator=generator)
     assert torch.equal(layer(x, FRAMES), x)
+
+
+def test_linear_layers_are_given_frames_that_lie_in_a_row(
+    inter: InterClipLayer, generator: torch.Generator
+) -> None:
+    """A view with gaps would be multiplied pixel by pixel."""
+    x, past = picture(FRAMES, generator=generator), picture(1, len(AGES), generator=generator)
+    given: list[Tensor] = []
+    inter.proj_in.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    inter(x, FRAMES, inter.keys_values(past))
+    assert [h.is_contiguous() for h in given] == [True, True]
 
 
 @pytest.fixture
@@ -162,6 +200,15 @@ def test_no_speech_is_what_all_zero_tokens_give(audio: AudioAttention, generator
     zeros = audio(x, hear(audio, torch.zeros(2, 5, 8)))
     assert torch.allclose(audio(x, None).expand_as(x), zeros, atol=1e-7)
     assert zeros.abs().max() > 0.01  # the trained output bias is not dropped
+
+
+def test_rows_after_the_last_with_speech_hear_silence(
+    audio: AudioAttention, generator: torch.Generator
+) -> None:
+    x, tokens = picture(4, generator=generator), torch.randn(2, 5, 8, generator=generator)
+    out, speech = audio(x, hear(audio, tokens)), hear(audio, tokens)
+    assert torch.allclose(out[:2], audio(x[:2], speech), atol=1e-6)
+    assert torch.equal(out[2:], audio(x[2:], None).expand_as(x[2:]))
 
 
 def test_fresh_audio_attention_is_silent(generator: torch.Generator) -> None:

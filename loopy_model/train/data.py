@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..config import LoopyConfig
-from ..motion import TemporalSegments
+from ..motion import Ages, TemporalSegments
 from ..movement import exp, glo, score
 from ..prepare.encoded import FOLDER, BadClip, EncodedClip, open_encoded, path_of, read_metadata
 from .objective import Batch, Draws, draw
@@ -28,7 +28,7 @@ from .stages import Stage
 Values = TypeVar("Values", Batch, Draws)
 
 # First words of the seeds: numpy's SeedSequence takes (1, 2) and (1, 2, 0) for the same.
-WINDOWS, DRAWS, NOISE = 1, 2, 3
+WINDOWS, DRAWS, NOISE, MOTION = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PreparedClips:
 
     def __init__(self, data: Path, split: str, config: LoopyConfig) -> None:
         self.data, self.split, self.config = data, split, config
-        self.motion_ages = [age for (age,) in TemporalSegments(config.clip).ages()]
+        self.segments = TemporalSegments(config.clip)
         paths = sorted((data / FOLDER).glob("*.safetensors"))
         if not paths:
             missing = "has no encoded clips" if data.is_dir() else "does not exist"
@@ -89,12 +89,13 @@ class PreparedClips:
             )
         return Pool(usable, frames)
 
-    def read(self, window: Window) -> Batch:
-        """One sample, a `Batch` whose tensors lack the first dimension."""
+    def read(self, window: Window, generator: torch.Generator | None = None) -> Batch:
+        """One sample, a `Batch` whose tensors lack the first dimension. The generator decides which
+        motion frames there are where the model's sampling is random."""
         path = path_of(self.data, window.clip.name)
         try:
             with open_encoded(path) as file:
-                sample = self._sample(file, window)
+                sample = self._sample(file, window, self.segments.ages(generator))
         except (SafetensorError, IndexError, OSError) as error:
             raise BadClip(
                 f"{path} cannot be read ({error}); delete it and run `python -m loopy_model.prepare encode` again."
@@ -104,7 +105,7 @@ class PreparedClips:
                 raise BadClip(f"{window} in {path} holds NaN or infinite values ({field}); encode it again.")
         return sample
 
-    def _sample(self, file, window: Window) -> Batch:  # noqa: ANN001
+    def _sample(self, file, window: Window, ages: list[Ages]) -> Batch:  # noqa: ANN001
         latents, start, frames = file.get_slice("latents"), window.start, window.frames
         self._refuse_other_latents(latents.get_shape(), window.clip)
         scale = self.config.latent_scale
@@ -114,29 +115,38 @@ class PreparedClips:
         )
         if frames == 1:
             return still
-        past = [start - 1 - age for age in self.motion_ages]
-        zero = torch.zeros_like(still.reference)
-        motion = [latents[t : t + 1][0].float() * scale if t >= 0 else zero for t in past]
+        motion, present = self._motion_frames(latents, start, ages)
         landmarks = file.get_slice("landmarks")[start : start + frames]
         return replace(
             still,
-            motion=torch.stack(motion),
-            present=torch.tensor(past) >= 0,
+            motion=motion * scale,
+            present=present,
             windows=self._windows(file.get_slice("speech"), window),
             movement=score(glo(landmarks)),
             expression=score(exp(landmarks)),
         )
 
+    def _motion_frames(self, latents, start: int, ages: list[Ages]) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+        """Those of the clip that begins at `start`, as at inference: (M, C, h, w) and present (M,)."""
+        if self.segments.sampling == "uniform":  # 20 frames of 124: reads no more than these
+            past = [start - 1 - age for (age,) in ages]
+            zero = torch.zeros(latents.get_shape()[1:])
+            frames = [latents[t : t + 1][0].float() if t >= 0 else zero for t in past]
+            return torch.stack(frames), torch.tensor(past) >= 0
+        past = latents[max(start - self.config.clip.motion_span, 0) : start]
+        return self.segments.abstract(past.float(), ages)
+
     def _refuse_other_latents(self, shape: list[int], clip: EncodedClip) -> None:
         channels, size = self.config.unet.latent_channels, self.config.image_size
+        factor = self.config.vae_scale_factor
         if shape[1] != channels:
             raise BadClip(
                 f"{clip.name} has latents of {shape[1]} channels, the model {channels}; "
                 "encode the clips with the model's own VAE."
             )
-        if shape[2:] != [size // 8, size // 8]:
+        if shape[2:] != [self.config.latent_size] * 2:
             raise BadClip(
-                f"{clip.name} was encoded at {8 * shape[3]}x{8 * shape[2]} pixels, the model's pictures have "
+                f"{clip.name} was encoded at {factor * shape[3]}x{factor * shape[2]} pixels, the model's pictures have "
                 f"{size}; encode the clips again with --size {size}."
             )
 
@@ -205,7 +215,8 @@ class Samples(Dataset):
     def __getitem__(self, place: Place) -> tuple[Batch, Draws] | BadClip:
         # An exception would reach the main process wrapped in the worker's traceback.
         try:
-            sample = self.clips.read(self.windows(place.step)[place.index])
+            window = self.windows(place.step)[place.index]
+            sample = self.clips.read(window, _generator(MOTION, *self.seed, *place))
         except BadClip as error:
             return error
         own = Draws(**{name: tensor[place.index] for name, tensor in _tensors(self.draws(place.step))})

@@ -103,8 +103,8 @@ def _encode_reference(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
 
 
 def _encode_all(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
-    """Stage two. Only motion frames that are kept pass through the reference net."""
-    clips, kept = len(batch.clip), draws.keep_motion
+    """Stage two. Only motion frames that are kept, and looked at, pass through the reference net."""
+    clips, kept = len(batch.clip), draws.keep_motion & model.config.unet.sees_motion_frames
     seen = model.read(torch.cat([batch.reference, rearrange(batch.motion[kept], "k m c h w -> (k m) c h w")]))
     return model.encode_conditions(
         reference=[site.normed[:clips] for site in seen],
@@ -125,8 +125,10 @@ def _masked(features: Tensor, present: Tensor, kept: Tensor) -> Tensor:
     return full
 
 
-def _motion_latents(model: Loopy, batch: Batch, source: Tensor) -> Tensor:
-    """One of the three inputs per sample, as drawn."""
+def _motion_latents(model: Loopy, batch: Batch, source: Tensor) -> Tensor | None:
+    """One of the three inputs per sample, as drawn; None for a model without audio-to-latents."""
+    if not model.config.audio.to_latents:
+        return None
     module, frames = model.audio_to_latents, batch.clip.shape[1]
     queries = torch.stack(
         [

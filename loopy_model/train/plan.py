@@ -162,7 +162,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
 
 def _shapes(config: LoopyConfig, stage: Stage, count: int) -> tuple[Batch, Draws]:
     """A batch of `count` samples without values, all conditions given."""
-    clip, audio, side = config.clip, config.audio, config.image_size // 8
+    clip, audio, side = config.clip, config.audio, config.latent_size
     latents = (config.unet.latent_channels, side, side)
     frames = 1 if stage.spatial_only else clip.frames
 

@@ -11,11 +11,12 @@ from runs import CLIPS, RECIPE, TINY, tensors_of, write_clip
 from torch import Tensor
 
 from loopy_model.conditions import Speech
-from loopy_model.motion import TemporalSegments
+from loopy_model.motion import SAMPLINGS, TemporalSegments
 from loopy_model.movement import exp, glo, score
 from loopy_model.prepare.encoded import BadClip, EncodedClip, read_metadata, write_encoded
 from loopy_model.train.data import (
     DRAWS,
+    MOTION,
     NOISE,
     WINDOWS,
     Place,
@@ -86,6 +87,83 @@ def test_motion_frames_are_those_of_inference(clips: Clips, start: int) -> None:
     motion, present = segments.abstract(latents[:start], segments.ages())
     sample = clips[0].read(Window(clip, start, 4, 0))
     assert torch.equal(sample.motion, motion) and torch.equal(sample.present, present)
+
+
+def sampled(data: Path, sampling: str) -> PreparedClips:
+    return PreparedClips(data, "train", replace(TINY, clip=replace(TINY.clip, sampling=sampling)))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("start", range(14))
+def test_motion_frames_of_every_sampling_are_those_of_inference(
+    data: Path, sampling: str, start: int
+) -> None:
+    clips, clip = sampled(data, sampling), CLIPS[1]
+    latents, segments = tensors_of(clip)["latents"].half().float(), TemporalSegments(TINY.clip, sampling)
+    for seed in range(3):
+        first, second = (torch.Generator().manual_seed(seed) for _ in range(2))
+        motion, present = segments.abstract(latents[:start], segments.ages(first))
+        sample = clips.read(Window(clip, start, 4, 0), second)
+        assert torch.equal(sample.motion, motion) and torch.equal(sample.present, present)
+
+
+def test_means_are_over_the_frames_that_exist(tmp_path: Path) -> None:
+    numbered(tmp_path)  # TINY: motion frames are the mean of ages 0, 1, 2 and 3, 4 and 5
+    clips = sampled(tmp_path, "mean")
+    sample = clips.read(Window(clips.clips[0], start=10, frames=4, portrait=0))
+    assert numbers(sample.motion) == [9, 8, 6.5, 4.5] and sample.present.all()
+    early = clips.read(Window(clips.clips[0], start=5, frames=4, portrait=0))
+    assert numbers(early.motion) == [4, 3, 1.5, 0] and early.present.all()
+    first = clips.read(Window(clips.clips[0], start=4, frames=4, portrait=0))
+    assert numbers(first.motion) == [3, 2, 0.5, 0] and first.present.tolist() == [True] * 3 + [False]
+
+
+class Noted:
+    """A tensor in a file; remembers how many frames each reading took."""
+
+    def __init__(self, frames: int) -> None:
+        self.tensor, self.reads = torch.zeros(frames, 4, 4, 4), []
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.shape)
+
+    def __getitem__(self, frames: slice) -> Tensor:
+        self.reads.append(len(self.tensor[frames]))
+        return self.tensor[frames]
+
+
+@pytest.mark.parametrize("sampling, reads", [("uniform", [1] * 4), ("mean", [6]), ("random", [6])])
+def test_no_more_than_the_past_that_is_looked_at_is_read(data: Path, sampling: str, reads: list[int]) -> None:
+    clips, latents = sampled(data, sampling), Noted(200)
+    clips._motion_frames(latents, 100, clips.segments.ages(torch.Generator().manual_seed(0)))
+    assert latents.reads == reads
+
+
+def test_random_motion_frames_are_drawn_for_each_sample_of_each_step(data: Path) -> None:
+    clips, drawn = sampled(data, "random"), set()
+    for seed in ((0, 1), (1, 1)):
+        samples = Samples(clips, TWO, seed, batch=16)
+        for place in (Place(step, i) for step in range(3) for i in range(16)):
+            sample, _ = samples[place]
+            generator = _generator(MOTION, *seed, *place)
+            expected = clips.read(samples.windows(place.step)[place.index], generator)
+            assert torch.equal(sample.motion, expected.motion)
+            drawn.add(str(clips.segments.ages(_generator(MOTION, *seed, *place))))
+    assert len(drawn) == 6  # two of four frames of the far segment
+
+
+def test_samples_and_draws_are_the_same_for_every_ablation(data: Path) -> None:
+    """But for the motion frames themselves, so that ablations can be compared."""
+    unet, audio = replace(TINY.unet, temporal="joint"), replace(TINY.audio, to_latents=False)
+    others = [replace(TINY, unet=unet), replace(TINY, audio=audio)]
+    others += [replace(TINY, clip=replace(TINY.clip, sampling=sampling)) for sampling in ("mean", "random")]
+    full = Samples(PreparedClips(data, "train", TINY), TWO, (0, 1))
+    for config in others:
+        less = Samples(PreparedClips(data, "train", config), TWO, (0, 1))
+        for place in (Place(3, 0), Place(4, 2)):
+            one, other = everything(*full[place]), everything(*less[place])
+            kept = one.keys() - ({"motion"} if config.clip != TINY.clip else set())
+            assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in kept)
 
 
 @pytest.mark.parametrize("start", [0, 1, 2, 6, 11, 12, 13])
@@ -190,12 +268,13 @@ def whole_batches(clips: PreparedClips, workers: int, pieces: int, processes: in
     "workers, pieces, processes", [(1, 1, 1), (2, 1, 1), (0, 4, 1), (0, 1, 2), (0, 2, 2)]
 )
 def test_samples_do_not_depend_on_workers_pieces_and_processes(
-    clips: Clips, workers: int, pieces: int, processes: int
+    data: Path, workers: int, pieces: int, processes: int
 ) -> None:
-    expected = whole_batches(clips[0], 0, 1, 1)
+    clips = sampled(data, "random")
+    expected = whole_batches(clips, 0, 1, 1)
     torch.manual_seed(workers)  # the global generators have no part in it
     np.random.seed(workers)
-    for one, other in zip(expected, whole_batches(clips[0], workers, pieces, processes), strict=True):
+    for one, other in zip(expected, whole_batches(clips, workers, pieces, processes), strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -216,10 +295,9 @@ def test_streams_of_seeds_stages_and_steps_are_different(clips: Clips) -> None:
 
 def test_the_noise_of_a_sample_is_not_shared_with_its_draws(clips: Clips) -> None:
     """The tags of the streams: the same numbers behind another tag are another stream."""
-    first = {
-        torch.rand(4, generator=_generator(tag, 0, 1, 3)).sum().item() for tag in (WINDOWS, DRAWS, NOISE)
-    }
-    assert len(first) == len({WINDOWS, DRAWS, NOISE}) == 3
+    tags = (WINDOWS, DRAWS, NOISE, MOTION)
+    first = {torch.rand(4, generator=_generator(tag, 0, 1, 3)).sum().item() for tag in tags}
+    assert len(first) == len(set(tags)) == 4
 
 
 # --- the schedule -------------------------------------------------------------------------------
