@@ -35,6 +35,20 @@ def exp(landmarks: Tensor) -> Tensor:
     return (d - d.mean(-2, keepdim=True)).square().mean((-2, -1)) * SCALE
 
 
+def dglo(generated: Tensor, real: Tensor) -> Tensor:
+    """Eq. 6 of one pair: how far Glo is from the real video's. Absolute, as section 3.5 defines it ("the
+    absolute differences from the ground truth"); the printed equation has no bars, but every value of
+    tables 1 and 2 is positive where Glo is below the truth too. The metric is the mean over all pairs.
+
+    Landmarks (.., F, 68, 2), (.., F', 68, 2) -> (..)."""
+    return (glo(generated) - glo(real)).abs()
+
+
+def dexp(generated: Tensor, real: Tensor) -> Tensor:
+    """Eq. 7, in the same way: how far Exp is from the real video's."""
+    return (exp(generated) - exp(real)).abs()
+
+
 def score(variance: Tensor) -> Tensor:
     """log10 with a floor, the scale on which audio-to-latents reads Glo and Exp."""
     return torch.log10(variance + 1e-4)

@@ -1,0 +1,37 @@
+"""Does a long video stay what it was? Mean, contrast and sharpness of its pictures, clip by clip."""
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+STATISTICS = ("mean", "contrast", "sharpness")
+
+
+def clip_statistics(frames: Tensor, clip: int) -> dict[str, np.ndarray]:
+    """Frames (F, H, W, 3) 0..1 -> per clip of `clip` frames (a shorter last one is left out): mean
+    value, contrast (standard deviation within a frame) and sharpness (mean size of the luminance
+    steps between neighbouring pixels)."""
+    whole = len(frames) // clip * clip
+    grey = frames[:whole].mean(-1)
+    steps = grey.diff(dim=-1).abs().mean((1, 2)) + grey.diff(dim=-2).abs().mean((1, 2))
+    values = (frames[:whole].mean((1, 2, 3)), frames[:whole].flatten(1).std(1), steps)
+    return {
+        name: rearrange(value, "(n f) -> n f", f=clip).mean(1).numpy()
+        for name, value in zip(STATISTICS, values, strict=True)
+    }
+
+
+def drift(frames: Tensor, clip: int) -> dict[str, float]:
+    """Largest deviation of any clip from the first, as a share of the first, per statistic."""
+    return {
+        name: float(np.abs(values / values[0] - 1).max())
+        for name, values in clip_statistics(frames, clip).items()
+    }
+
+
+def trend(values: np.ndarray) -> float:
+    """Change from the first to the last by a straight line through all of them, as a share of the first."""
+    times = torch.linspace(0, 1, len(values), dtype=torch.float64).numpy()
+    slope, start = np.polyfit(times, values, 1)
+    return float(slope / start)

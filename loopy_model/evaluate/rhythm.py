@@ -1,0 +1,54 @@
+"""Rhythms of a face over time: blinks, sway, and how well a head goes on as it did before.
+
+Traces are (F,) or (N, F) arrays of one number per video frame, as the face meter reads them.
+"""
+
+import numpy as np
+
+OPEN_AGAIN, CLOSED = 0.25, 0.5  # of a blink's depth: one blink is counted once, whatever trembles
+LONGEST_SWAY = 10.0  # seconds; slower movement is drift
+
+
+def blink_onsets(blink: np.ndarray) -> np.ndarray:
+    """Frames at which the lids close: the trace rises through `CLOSED` after having been below
+    `OPEN_AGAIN`."""
+    onsets, is_open = [], False
+    for frame, depth in enumerate(blink):
+        if is_open and depth > CLOSED:
+            onsets.append(frame)
+        is_open = depth < OPEN_AGAIN or (is_open and depth <= CLOSED)
+    return np.array(onsets, int)
+
+
+def blink_interval(blink: np.ndarray, fps: int) -> float:
+    """Mean time in seconds from one blink to the next; NaN for fewer than two blinks."""
+    onsets = blink_onsets(blink)
+    return float(np.diff(onsets).mean() / fps) if len(onsets) > 1 else float("nan")
+
+
+def sway_period(head: np.ndarray, fps: int) -> float:
+    """Period in seconds of the strongest oscillation of a head's position: the peak of the
+    power spectrum (Hann window, zero-padded) between two frames and `LONGEST_SWAY`."""
+    head = np.asarray(head, float)
+    window = np.hanning(len(head))
+    size = 16 * len(head)
+    power = np.abs(np.fft.rfft((head - head.mean()) * window, size)) ** 2
+    frequency = np.fft.rfftfreq(size, 1 / fps)
+    power[frequency < 1 / LONGEST_SWAY] = 0
+    return float(1 / frequency[power.argmax()])
+
+
+def ratio_error(found: np.ndarray, true: np.ndarray) -> float:
+    """How far the mean of `found` is from the mean of `true`, as a share of it; NaN values are left out."""
+    return float(abs(np.nanmean(found) / np.nanmean(true) - 1))
+
+
+def continuation(predicted: np.ndarray, true: np.ndarray, last: np.ndarray) -> dict[str, float]:
+    """The next second of a movement, (N, F) each, against the truth; `last` (N,) is the last value
+    that was given. `correlation` is over all values of displacement from `last`; `error` is the root
+    mean square, as a share of that of a head that stays where it was."""
+    moved, should = predicted - last[:, None], true - last[:, None]
+    return {
+        "correlation": float(np.corrcoef(moved.ravel(), should.ravel())[0, 1]),
+        "error": float(np.sqrt(((moved - should) ** 2).mean() / (should**2).mean())),
+    }

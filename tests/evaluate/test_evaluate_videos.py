@@ -1,0 +1,260 @@
+"""`python -m loopy_model.evaluate videos` from folders of drawn faces to a page that plays them."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+from drawn_videos import FRAMES, Brightness, Face, Mean, Middle, draw, folders, script
+from safetensors.torch import load_file
+from scipy.io import savemat
+
+from loopy_model.evaluate import __main__ as command
+from loopy_model.evaluate import measures
+from loopy_model.evaluate.frechet import frechet_distance
+from loopy_model.evaluate.metrics import METRICS
+from loopy_model.evaluate.videos import main
+from loopy_model.movement import dexp, dglo, exp, glo
+from loopy_model.video import read_video
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pairs, and a network of every kind but SyncNet."""
+    root = tmp_path_factory.mktemp("evaluation")
+    folders(root)
+    for module, name in (
+        (Mean(), "fid.pt"),
+        (Mean(), "fvd_r.pt"),
+        (Mean(), "fvd_i.pt"),
+        (Middle(), "amt-s.pt"),
+        (Brightness(), "iqa.pt"),
+        (Face(), "expression.pt"),
+    ):
+        script(module, root / "networks" / name)
+    savemat(root / "networks" / "similarity_Lm3D_all.mat", {"lm": standard_face()})
+    evaluate(root, "--real", str(root / "real"), "--networks", str(root / "networks"))
+    return root
+
+
+def standard_face() -> np.ndarray:
+    face = np.zeros((68, 3))
+    face[[36, 39]], face[[42, 45]] = [-0.3, 0.3, 0.1], [0.3, 0.3, 0.1]
+    face[30], face[48], face[54] = [0, -0.05, 0.5], [-0.25, -0.4, 0.2], [0.25, -0.4, 0.2]
+    return face
+
+
+def evaluate(root: Path, *more: str, report: str = "report") -> dict:
+    given = ["--generated", str(root / "generated"), "--landmarks", "points", "--report", str(root / report)]
+    main([*given, "--device", "cpu", *more])
+    return json.loads((root / report / "results.json").read_text(encoding="utf-8"))
+
+
+def results(root: Path) -> dict:
+    return json.loads((root / "report" / "results.json").read_text(encoding="utf-8"))
+
+
+def row(results: dict, name: str) -> dict:
+    return next(row for row in results["metrics"] if row["metric"] == name)
+
+
+def points(root: Path, kind: str, index: int) -> torch.Tensor:
+    return load_file(root / kind / f"face_{index}.points.safetensors")["points"].double()
+
+
+def test_movement_is_that_of_the_exact_points(root: Path) -> None:
+    found = results(root)
+    pairs = [(points(root, "generated", i), points(root, "real", i)) for i in (0, 1)]
+    for name, wanted in (
+        ("Glo", [glo(generated) for generated, _ in pairs]),
+        ("Exp", [exp(generated) for generated, _ in pairs]),
+        ("DGlo", [dglo(*pair) for pair in pairs]),
+        ("DExp", [dexp(*pair) for pair in pairs]),
+    ):
+        values = [video["generated"]["values"][name] for video in found["videos"]]
+        assert values == pytest.approx([float(value) for value in wanted], rel=1e-4, abs=1e-9)
+        summary = row(found, name)["generated"]
+        assert summary["mean"] == pytest.approx(np.mean(values))
+        assert summary["spread"] == pytest.approx(np.std(values, ddof=1)) and summary["videos"] == 2
+    assert row(found, "DGlo")["real"] is None and row(found, "Glo")["real"]["mean"] > 0
+    assert [video["frames"] for video in found["videos"]] == [FRAMES, FRAMES]
+
+
+def test_networks_are_asked_for_both_sides(root: Path) -> None:
+    found = results(root)
+    assert 0.9 < row(found, "Smo")["generated"]["mean"] < 1 and row(found, "Smo")["real"]["mean"] < 1
+    assert 0 < row(found, "IQA")["generated"]["mean"] < 1
+    for name, samples, width in (
+        ("FID", 2 * FRAMES, 6),
+        ("FVD-R", 2, 6),
+        ("FVD-I", 2, 6),
+        ("E-FID", 2 * FRAMES, 64),
+    ):
+        value = row(found, name)["generated"]
+        assert value["value"] >= 0 and value["features"] == width
+        assert value["samples"] == value["real_samples"] == samples
+        assert ("note" in value) == (samples <= width)
+
+
+def test_fid_is_the_frechet_distance_of_all_frames(root: Path) -> None:
+    def colours(kind: str) -> np.ndarray:
+        frames = torch.cat([read_video(root / kind / f"face_{i}.mp4")[0] for i in (0, 1)])
+        return Mean()((frames * 255).round().permute(0, 3, 1, 2)).numpy()
+
+    wanted = frechet_distance(colours("generated"), colours("real"))
+    assert row(results(root), "FID")["generated"]["value"] == pytest.approx(wanted, rel=0.05, abs=1e-3)
+
+
+def test_a_missing_network_is_not_measured_and_says_file_and_licence(root: Path) -> None:
+    found = results(root)
+    for name in ("Sync-C", "Sync-D"):
+        missing = row(found, name)
+        assert missing["generated"] is None and missing["real"] is None
+        assert "syncnet_v2.model" in missing["not_measured"] and "licence" in missing["not_measured"]
+        assert not any(name in video["generated"]["values"] for video in found["videos"])
+    page = (root / "report" / "report.html").read_text(encoding="utf-8")
+    assert "syncnet_v2.model" in page and "not measured" in page
+
+
+def test_without_networks_and_real_videos_only_movement_remains(
+    root: Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = evaluate(root, report="alone")
+    measured = [row["metric"] for row in found["metrics"] if row["generated"]]
+    assert measured == ["Glo", "Exp"]
+    assert "--real" in row(found, "DGlo")["not_measured"] and "--real" in row(found, "FID")["not_measured"]
+    for name, file in (("Smo", "amt-s.pt"), ("IQA", "iqa.pt")):
+        assert f"{file} in the folder of --networks" in row(found, name)["not_measured"]
+    words = capsys.readouterr().out
+    assert all(metric.name in words for metric in METRICS) and "report.html" in words
+
+
+def test_the_page_plays_its_videos_wherever_it_is_moved(root: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(root / "report", moved)
+    page = (moved / "report.html").read_text(encoding="utf-8")
+    sources = [unquote(source) for source in re.findall(r'<video[^>]* src="([^"]+)"', page)]
+    assert len(sources) == 4
+    for source in sources:
+        frames, fps, waveform, _ = read_video(moved / source)
+        assert len(frames) == FRAMES and fps == 25 and waveform is not None
+    assert page.count("data:image/jpeg") == 4 and page.count("data:image/svg+xml") == 2
+    assert str(root) not in page
+
+
+def test_a_second_run_reads_no_video_and_gives_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = results(root)
+
+    def read(path: Path) -> None:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr("loopy_model.evaluate.one_video.read", read)
+    options = ("--real", str(root / "real"), "--networks", str(root / "networks"))
+    assert evaluate(root, *options) == before
+
+
+def test_a_second_run_reads_what_changed(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("generated", "real", "networks", "report"):
+        shutil.copytree(root / name, tmp_path / name)
+    draw(tmp_path / "generated" / "face_1.mp4", 1, sway=0.3)
+    seen = []
+    monkeypatch.setattr(
+        "loopy_model.evaluate.one_video.read", lambda path: seen.append(path) or measures.read(path)
+    )
+    options = ("--real", str(tmp_path / "real"), "--networks", str(tmp_path / "networks"))
+    found = evaluate(tmp_path, *options)
+    assert seen == [tmp_path / "generated" / "face_1.mp4"]
+    before = results(root)
+    assert found["videos"][0] == before["videos"][0] and found["videos"][1] != before["videos"][1]
+
+
+def test_the_shorter_of_a_pair_counts(tmp_path: Path) -> None:
+    generated, real = tmp_path / "generated" / "a.mp4", tmp_path / "real" / "a.mp4"
+    short, long = draw(generated, 0, 0.2, frames=10), draw(real, 0, 0.1, frames=15)
+    found = evaluate(tmp_path, "--real", str(tmp_path / "real"))
+    assert found["videos"][0]["frames"] == 10
+    assert "10 frames generated, 15 real; the first 10 count" in found["notes"][0]
+    wanted = float(dglo(short.double(), long[:10].double()))
+    assert found["videos"][0]["generated"]["values"]["DGlo"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_video_whose_face_cannot_be_seen_is_left_out_of_the_mean(tmp_path: Path) -> None:
+    folders(tmp_path)
+    (tmp_path / "generated" / "face_1.points.safetensors").unlink()
+    found = evaluate(tmp_path)
+    glo_row = row(found, "Glo")["generated"]
+    assert (glo_row["videos"], glo_row["of"]) == (1, 2)
+    assert "face_1.points.safetensors does not exist" in found["videos"][1]["generated"]["reasons"]["Glo"]
+
+
+@pytest.mark.parametrize("mistake", ["no folder", "empty", "no pairs", "unreadable", "other fps", "networks"])
+def test_a_mistake_gets_one_sentence_that_says_what_to_do(mistake: str, tmp_path: Path) -> None:
+    generated, real = tmp_path / "generated", tmp_path / "real"
+    more, words = ["--real", str(real)], ""
+    if mistake == "no folder":
+        words = f"there is no folder {generated}; give one"
+    elif mistake == "empty":
+        generated.mkdir()
+        words = f"{generated} holds no video; give"
+    else:
+        draw(generated / "a.mp4", 0, frames=4, fps=30 if mistake == "other fps" else 25)
+        draw(real / ("b.mp4" if mistake == "no pairs" else "a.mp4"), 0, frames=4)
+    if mistake == "no pairs":
+        words = "(a.mp4) has its name in"
+    elif mistake == "unreadable":
+        (generated / "a.mp4").write_bytes(b"no video")
+        words = f"cannot read {generated / 'a.mp4'}: it is no video"
+    elif mistake == "other fps":
+        words = "a.mp4 has 30 frames per second; every metric here is of 25: convert it"
+    elif mistake == "networks":
+        more += ["--networks", str(tmp_path / "none")]
+        words = f"there is no folder {tmp_path / 'none'}; leave"
+    with pytest.raises(SystemExit) as caught:
+        evaluate(tmp_path, *more)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_a_bare_call_prints_the_parts(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
+    command.main()
+    assert "`videos`" in capsys.readouterr().out
+
+
+def test_an_unknown_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate", "pictures"])
+    with pytest.raises(SystemExit, match="'pictures' is not a part of evaluate; use videos or puppet"):
+        command.main()
+
+
+def test_unpaired_videos_are_named(tmp_path: Path) -> None:
+    folders(tmp_path)
+    for path in (tmp_path / "real").glob("face_1.*"):
+        path.unlink()
+    found = evaluate(tmp_path, "--real", str(tmp_path / "real"))
+    assert len(found["videos"]) == 1 and "face_1.mp4" in found["notes"][0]
+
+
+def test_lips_and_voice_are_scored_by_syncnet(tmp_path: Path) -> None:
+    """With random weights: the file is found, read, and asked for both videos."""
+    pytest.importorskip("python_speech_features")
+    from loopy_model.prepare.sync import SyncNet
+
+    for kind in ("generated", "real"):
+        draw(tmp_path / kind / "a.mp4", 0, frames=8)
+    (tmp_path / "networks").mkdir()
+    torch.manual_seed(0)
+    torch.save(SyncNet().state_dict(), tmp_path / "networks" / "syncnet_v2.model")
+    options = ("--real", str(tmp_path / "real"), "--networks", str(tmp_path / "networks"))
+    found = evaluate(tmp_path, *options)
+    for name in ("Sync-C", "Sync-D"):
+        values = row(found, name)
+        assert values["generated"]["mean"] == values["real"]["mean"] >= 0
+    assert row(found, "Sync-D")["generated"]["mean"] > 0
