@@ -132,7 +132,7 @@ class DiffusionConfig:
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"  # diffusers' names
     zero_terminal_snr: bool = False
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: int = 1  # only "leading" uses it
@@ -142,7 +142,7 @@ class DiffusionConfig:
         if self.prediction == "epsilon" and self.zero_terminal_snr and self.spacing != "leading":
             raise ValueError(
                 "zero terminal SNR leaves no signal at the first step, so epsilon cannot be "
-                "turned into a picture there; use v_prediction or leading spacing."
+                "turned into a picture there; use v_prediction or sample, or leading spacing."
             )
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .config import DiffusionConfig
 
+LARGEST_WEIGHT = 10.0
+
 
 class NoiseSchedule:
     """alpha-bar in float64 and everything that is computed from it."""
@@ -39,17 +41,31 @@ class NoiseSchedule:
         return signal * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """What the net learns: the noise (paper eq. 1) or the velocity of Salimans & Ho 2022."""
+        """What the net learns: the noise (paper eq. 1), the clean picture, or the velocity of
+        Salimans & Ho 2022."""
         if self.config.prediction == "epsilon":
             return noise
+        if self.config.prediction == "sample":
+            return x0
         signal, sigma = self._weights(timestep, x0)
         return signal * noise - sigma * x0
+
+    def loss_weight(self, timestep: Tensor) -> Tensor:
+        """(B,) Of the squared error. The clean picture's is weighted as the velocity's, 1 / sigma^2, up
+        to a limit: a thin net predicts the picture, which has few degrees of freedom, better than the
+        noise in all of its latents (Li & He 2025)."""
+        if self.config.prediction != "sample":
+            return torch.ones_like(timestep, dtype=torch.float32)
+        alpha = self.alphas.to(timestep.device)[timestep]
+        return (1 / (1 - alpha)).clamp(max=LARGEST_WEIGHT).float()
 
     def split(self, x: Tensor, prediction: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
         """Noisy latents and the net's prediction -> (x0, eps)."""
         signal, sigma = (w.to(x) for w in _signal_and_sigma(self.alphas[timestep]))
         if self.config.prediction == "epsilon":
             return (x - sigma * prediction) / signal, prediction
+        if self.config.prediction == "sample":
+            return prediction, (x - signal * prediction) / sigma
         return signal * x - sigma * prediction, signal * prediction + sigma * x
 
     def ddim_step(self, x: Tensor, prediction: Tensor, timestep: int, steps: int) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from torch import Tensor
 from loopy_model.config import LOOPY, PUPPET, DiffusionConfig
 from loopy_model.diffusion import NoiseSchedule
 
-PAPER, ZERO_SNR = LOOPY.diffusion, PUPPET.diffusion
-PREDICTIONS, SPACINGS = ("epsilon", "v_prediction"), ("leading", "trailing", "linspace")
+PAPER, ZERO_SNR = LOOPY.diffusion, replace(PUPPET.diffusion, prediction="v_prediction")
+PREDICTIONS, SPACINGS = ("epsilon", "v_prediction", "sample"), ("leading", "trailing", "linspace")
 
 
 def theirs(config: DiffusionConfig):  # noqa: ANN201
@@ -50,7 +50,7 @@ def every_config() -> list[DiffusionConfig]:
 
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 def test_epsilon_is_refused_where_the_first_step_has_no_signal(spacing: str) -> None:
-    with pytest.raises(ValueError, match="use v_prediction or leading spacing"):
+    with pytest.raises(ValueError, match="use v_prediction or sample, or leading spacing"):
         DiffusionConfig(prediction="epsilon", zero_terminal_snr=True, spacing=spacing)
 
 
@@ -178,6 +178,20 @@ def test_at_zero_snr_there_is_only_noise_and_the_velocity_is_minus_the_picture(
     assert torch.equal(schedule.add_noise(x0, noise, last), noise)
     assert torch.equal(schedule.target(x0, noise, last), -x0)
     assert torch.equal(schedule.split(noise, -x0, 999)[0], x0)
+
+
+def test_a_picture_is_weighted_as_its_velocity_up_to_a_limit(generator: torch.Generator) -> None:
+    """v = (a x_t - x0) / sigma for given x_t, so errors of v are those of x0 over sigma."""
+    schedule = NoiseSchedule(replace(ZERO_SNR, prediction="sample"))
+    t = torch.tensor([300, 500, 700, 999])
+    weight = schedule.loss_weight(t)
+    signal, sigma = schedule.alphas[t].sqrt(), (1 - schedule.alphas[t]).sqrt()
+    x_t, x0, wrong = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    velocities = [(signal * x_t - x) / sigma for x in (x0, wrong)]
+    assert torch.allclose((velocities[0] - velocities[1]) ** 2, weight * (x0 - wrong) ** 2, rtol=1e-5)
+    assert weight[-1] == 1 and schedule.loss_weight(torch.tensor([0])) == 10  # 1 / 0.00085 without the limit
+    for config in (PAPER, ZERO_SNR):
+        assert torch.equal(NoiseSchedule(config).loss_weight(t), torch.ones(4))
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

@@ -107,6 +107,7 @@ def test_the_header_says_what_the_file_is(saved: Path) -> None:
     assert json.loads(metadata["card"])["licence"] == "Apache-2.0"
     assert set(json.loads(metadata["config"])) == {
         "image_size",
+        "vae_scale_factor",
         "latent_scale",
         "clip",
         "unet",

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..audio import hear, resample
-from ..config import LOOPY, SAMPLE_RATE, ClipGeometry
+from ..config import LOOPY, SAMPLE_RATE, ClipGeometry, LoopyConfig
 from ..video import read_video
 from ..weights import read_header
 from .encoded import FOLDER, BadClip, EncodedClip, path_of, read_metadata, write_encoded
@@ -56,8 +56,9 @@ def encode_clips(data: Path, settings: EncodeSettings) -> Counter:
     paths = sorted((data / "clips").glob("*.safetensors"))
     if not paths:
         raise ValueError(f"{data} has no clips; run `python -m loopy_model.prepare clips RAW {data}` first.")
-    if settings.size < 16 or settings.size % 8:
-        raise ValueError(f"--size {settings.size}: the VAE needs a multiple of 8.")
+    factor = config_of(settings.vae).vae_scale_factor
+    if settings.size < 16 or settings.size % factor:
+        raise ValueError(f"--size {settings.size}: the VAE needs a multiple of {factor}.")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("there is no GPU that PyTorch can use here; leave --device out, or give cpu.")
     part, parts = settings.shard
@@ -99,7 +100,12 @@ def summary(data: Path, counts: Counter) -> str:
 
 def size_of(vae: Path) -> int:
     """Pixels of a Loopy checkpoint's pictures; the paper's 512 for other VAEs."""
-    return read_header(vae).config.image_size if is_loopy(vae) else LOOPY.image_size
+    return config_of(vae).image_size
+
+
+def config_of(vae: Path) -> LoopyConfig:
+    """That of a Loopy checkpoint; the paper's for other VAEs."""
+    return read_header(vae).config if is_loopy(vae) else LOOPY
 
 
 class ClipEncoder:

@@ -92,7 +92,7 @@ def loss_per_sample(
     encode = _encode_reference if spatial_only else _encode_all
     prediction = model.denoise(noisy, draws.timestep, encode(model, batch, draws))
     error = prediction - schedule.target(batch.clip, draws.noise, draws.timestep)
-    return error.square().mean((1, 2, 3, 4))
+    return schedule.loss_weight(draws.timestep).to(error) * error.square().mean((1, 2, 3, 4))
 
 
 def _encode_reference(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
