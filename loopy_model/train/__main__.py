@@ -11,26 +11,21 @@ from pathlib import Path
 
 import torch
 
-from ..adapter import save_adapter
 from ..model import Loopy
 from ..prepare.encoded import FOLDER, BadClip, read_metadata
 from ..weights import (
-    Header,
-    ModelCard,
     NotALoopyModel,
     load_strictly,
     load_tensors,
     read_header,
-    save_checkpoint,
 )
 from .data import PreparedClips
+from .export import export
 from .loop import Settings, Trainer
-from .lora import adapter_tensors
 from .plan import describe, lacking, measured
 from .preview import Preview, mouth_reader
 from .report import write_report
 from .stages import RECIPES, Recipe, read_recipe
-from .state import whole_weights
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -158,29 +153,6 @@ def _say(text: str) -> None:
     """Once, however many processes there are."""
     if _is_main():
         print(text, flush=True)
-
-
-def export(trainer: Trainer, base: Path | None) -> Path | None:
-    """The result in one file: the averaged model, or the adapter that fine-tuning made."""
-    weights, recipe, config = whole_weights(trainer.objective), trainer.recipe, trainer.train.config
-    if not trainer.is_main:
-        return None
-    below = read_header(base).card if base else None
-    card = ModelCard(
-        name=f"{below.name}, fine-tuned" if below else recipe.name,
-        trained_on=f"{len(trainer.train.clips)} prepared clips, recipe {recipe.name}"
-        + (f", on top of {below.name}: {below.trained_on}" if below else ""),
-        limits="Only as good as those clips. Trained by this project's own entry point; ByteDance released no weights.",
-        licence=f"that of the base model: {below.licence}" if below else "as chosen by whoever trained it",
-    )
-    if recipe.low_rank:
-        path = trainer.run_dir / "adapter.safetensors"
-        save_adapter(path, config, card, adapter_tensors(weights))
-        return path
-    path, model = trainer.run_dir / "loopy.safetensors", Loopy(config)
-    model.load_state_dict(weights)
-    save_checkpoint(path, Header(config, card), {"loopy": model}, torch.float32)
-    return path
 
 
 def run(args: argparse.Namespace) -> None:
