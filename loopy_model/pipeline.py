@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .adapter import apply_adapter
 from .audio import hear, resample
+from .audio_to_latents import Source, score_of
 from .autoencoder import Autoencoder, AutoencoderConfig
 from .model import Loopy
 from .motion import TemporalSegments
@@ -55,8 +56,15 @@ class Pipeline:
         steps: int = 25,
         seed: int = 0,
         on_step: Callable[[Step], None] = lambda step: None,
+        past: Tensor | None = None,
+        level: tuple[Source, float] | None = None,
     ) -> Tensor:
-        """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1."""
+        """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1.
+
+        `past` frames (P, size, size, 3) belong to the first P frames of the voice; what is generated
+        goes on after them. A `level` of head movement or expression, 0 calm .. 1 lively, takes the
+        voice's place in audio-to-latents.
+        """
         voice = resample(waveform.mean(0), sample_rate)
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
         request = Request(
@@ -66,6 +74,9 @@ class Pipeline:
             seed=seed,
             steps=steps,
             guidance=guidance,
+            start=0 if past is None else len(past),
+            past=None if past is None else self.encode(past),
+            motion_latents=level and self._motion_latents(*level, len(speech)),
         )
         clips = []
         for step in generate(self.model, request):
@@ -73,6 +84,11 @@ class Pipeline:
             if step.finished is not None:
                 clips.append(self.decode(step.finished))
         return torch.cat(clips)
+
+    def _motion_latents(self, source: Source, level: float, frames: int) -> Tensor:
+        """(frames, T), the same for every frame."""
+        module, score = self.model.audio_to_latents, score_of(self.config.audio, source, level)
+        return module(module.variance_query(source, torch.tensor([score]), 1))[0].expand(frames, -1)
 
     def encode(self, images: Tensor) -> Tensor:
         """(F, H, W, 3) 0..1 -> VAE latents (F, C, h, w)."""

@@ -40,7 +40,13 @@ def sway_period(head: np.ndarray, fps: int) -> float:
 
 def ratio_error(found: np.ndarray, true: np.ndarray) -> float:
     """How far the mean of `found` is from the mean of `true`, as a share of it; NaN values are left out."""
-    return float(abs(np.nanmean(found) / np.nanmean(true) - 1))
+    return abs(known_mean(found) / known_mean(true) - 1)
+
+
+def known_mean(values: np.ndarray) -> float:
+    """Mean of what is not NaN; NaN if nothing is known."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def continuation(predicted: np.ndarray, true: np.ndarray, last: np.ndarray) -> dict[str, float]:

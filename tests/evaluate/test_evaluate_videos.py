@@ -225,12 +225,12 @@ def test_a_bare_call_prints_the_parts(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
     command.main()
-    assert "`videos`" in capsys.readouterr().out
+    assert "\nvideos " in capsys.readouterr().out
 
 
 def test_an_unknown_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", "pictures"])
-    with pytest.raises(SystemExit, match="'pictures' is not a part of evaluate; use videos or puppet"):
+    with pytest.raises(SystemExit, match="'pictures' is not a part of evaluate; use videos, puppet"):
         command.main()
 
 

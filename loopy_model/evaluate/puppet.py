@@ -1,0 +1,238 @@
+"""`python -m loopy_model.evaluate puppet --report DIR`: everything that is claimed of a puppet model, measured.
+
+On held-out faces with unheard voices and text: lip sync, identity and flat areas; how it goes on after
+five seconds of truth, its rhythms and its drift over a minute; how Glo and Exp follow the wanted level.
+Every piece is stored in DIR as it is made, and a run that was stopped goes on from there. DIR then holds
+results.json, report.html and the videos; the tables are printed too.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import SAMPLE_RATE
+from ..pipeline import BUNDLED, Pipeline
+from ..prepare.records import write_whole
+from ..puppet.motion import MOTION
+from ..sampling import Guidance
+from ..video import read_video, write_video
+from .drift import clip_statistics, drift
+from .held_out import (
+    HeldOut,
+    contact_sheet,
+    flat_noise,
+    held_out,
+    identity_error,
+    load_meter,
+    measure,
+    movement_of,
+)
+from .puppet_report import SHEET, summarise, tables, write_report
+from .rhythm import blink_interval, sway_period
+
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SOURCES = ("head movement", "expression")
+OPEN, WIDTH, BLINK, HEAD = (MOTION.index(name) for name in ("open", "width", "blink", "head_x"))
+FIRST_LONG = 16  # number of the first face of the long videos: others than those of the short ones
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loopy_model.evaluate puppet",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--report", type=Path, required=True, help="folder of everything that is written")
+    parser.add_argument("--model", type=Path, default=BUNDLED, help="checkpoint (the bundled puppet)")
+    parser.add_argument("--faces", type=int, default=16, help="faces, each with its own voice and text (16)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of each face's video (4)")
+    parser.add_argument("--long-faces", type=int, default=4, help="long videos after 5 s of truth (4)")
+    parser.add_argument("--long-seconds", type=float, default=60.0, help="length of the long videos (60)")
+    parser.add_argument("--level-faces", type=int, default=4, help="faces for each of the levels (4)")
+    parser.add_argument("--level-seconds", type=float, default=2.0, help="length of the levels' videos (2)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        metavar="NAME",
+        help="make only the pieces whose names begin so (face, continued, head-movement, expression, long, "
+        "long-02, ...), so that several processes can share the work",
+    )
+    parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
+    parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
+    parser.add_argument("--ref-ratio", type=float, default=1.5, help="guidance of the portrait (1.5)")
+    return parser
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One measurement of one video."""
+
+    name: str
+    make: Callable[[], dict]
+
+
+class Laboratory:
+    """Makes the videos and measures them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.pipeline, self.meter = args, Pipeline(args.model), load_meter()
+        self.clip = self.pipeline.config.clip
+        self.size = self.pipeline.config.image_size
+        self.made_by = {
+            "model": hashlib.sha256(args.model.read_bytes()).hexdigest()[:16],
+            "sampling": [args.steps, args.audio_ratio, args.ref_ratio],
+        }
+
+    def pieces(self) -> Iterator[Piece]:
+        args = self.args
+        for n in range(args.faces):
+            yield Piece(f"face-{n:02}", lambda n=n: self.talk(n))
+        for n in range(args.faces):
+            yield Piece(f"continued-{n:02}", lambda n=n: self.go_on(n))
+        for source in SOURCES:
+            for level in LEVELS:
+                for n in range(args.level_faces):
+                    name = f"{source.replace(' ', '-')}-{level:.2f}-{n:02}"
+                    yield Piece(name, lambda s=source, v=level, n=n: self.at_level(s, v, n))
+        for n in range(args.long_faces):
+            yield Piece(f"long-{n:02}", lambda n=n: self.talk_long(n))
+
+    def run(self) -> dict[str, dict]:
+        """All pieces by name; those that are there already are read, those that are not wanted left out."""
+        made, pieces = {}, list(self.pieces())
+        for number, piece in enumerate(pieces, 1):
+            path = self.args.report / "pieces" / f"{piece.name}.json"
+            known = json.loads(path.read_text()) if path.is_file() else {}
+            asked = {**self.made_by, "length": self._length(piece.name)}
+            if known.get("made_by") != asked:
+                if not piece.name.startswith(tuple(self.args.only)):
+                    continue
+                known = {"made_by": asked, **piece.make()}
+                write_whole(path, lambda partial, known=known: partial.write_text(json.dumps(known)))
+                print(f"{number} of {len(pieces)}: {piece.name}", flush=True)
+            made[piece.name] = known
+        return made
+
+    def _length(self, name: str) -> float:
+        args = self.args
+        kind = name.split("-")[0]
+        known = {"face": args.seconds, "long": args.long_seconds, "continued": 1.0}
+        return known.get(kind, args.level_seconds)
+
+    # --- pieces --------------------------------------------------------------------------
+
+    def talk(self, number: int) -> dict:
+        """From the portrait alone."""
+        truth = held_out(number, round(self.args.seconds * self.clip.fps), self.size)
+        made = self._generate(truth, number)
+        self._write(f"face-{number:02}", made, truth)
+        with torch.inference_mode():
+            through_vae = self.pipeline.decode(self.pipeline.encode(truth.frames))
+        other = held_out(number + 1, len(truth.motion), self.size, drawn=1).portrait
+        return {
+            "read": self._read(made),
+            "truth": truth.motion.tolist(),
+            "ceiling": self._read(through_vae),
+            "identity": identity_error(made, truth.portrait),
+            "identity_ceiling": identity_error(through_vae, truth.portrait),
+            "identity_floor": identity_error(made, other),
+            "flat_noise": flat_noise(made),
+            "flat_noise_ceiling": flat_noise(through_vae),
+            **self._movement(truth, made, truth.motion),
+        }
+
+    def go_on(self, number: int) -> dict:
+        """The second after five seconds of truth."""
+        span, fps = self.clip.motion_span, self.clip.fps
+        truth = held_out(number, span + fps, self.size)
+        made = self._generate(truth, number, past=truth.frames[:span])
+        return {
+            "head": self._read(made, HEAD),
+            "truth": truth.motion[span:, HEAD].tolist(),
+            "last": truth.motion[span - 1, HEAD].item(),
+        }
+
+    def at_level(self, source: str, level: float, number: int) -> dict:
+        """Glo and Exp of what is made for a wanted level."""
+        truth = held_out(number, round(self.args.level_seconds * self.clip.fps), self.size)
+        made = self._generate(truth, number, level=(source, level))
+        return self._movement(truth, made, truth.motion)
+
+    def talk_long(self, number: int) -> dict:
+        """Long after five seconds of truth: rhythms and drift."""
+        span, fps = self.clip.motion_span, self.clip.fps
+        truth = held_out(
+            FIRST_LONG + number, span + round(self.args.long_seconds * fps), self.size, drawn=span
+        )
+        made = self._generate(truth, number, past=truth.frames)
+        self._write(f"long-{number:02}", made, truth, start=span)
+        read, true = np.array(self._read(made)), truth.motion[span:].numpy()
+        return {
+            "read": read.round(4).tolist(),
+            "truth": true.round(4).tolist(),
+            "blink_interval": blink_interval(read[:, BLINK], fps),
+            "blink_interval_truth": blink_interval(true[:, BLINK], fps),
+            "sway_period": sway_period(read[:, HEAD], fps),
+            "sway_period_truth": sway_period(true[:, HEAD], fps),
+            "drift": drift(made, self.clip.frames),
+            "statistics": {k: v.tolist() for k, v in clip_statistics(made, self.clip.frames).items()},
+            **self._movement(truth, made, truth.motion[span:]),
+        }
+
+    # --- tools ---------------------------------------------------------------------------
+
+    def _generate(self, truth: HeldOut, seed: int, **conditions: object) -> Tensor:
+        guidance = Guidance(self.args.audio_ratio, self.args.ref_ratio)
+        return self.pipeline(
+            truth.portrait, truth.waveform, SAMPLE_RATE, guidance, self.args.steps, seed, **conditions
+        )
+
+    def _read(self, frames: Tensor, channel: int | slice = slice(None)) -> list:
+        return measure(self.meter, frames)[:, channel].tolist()
+
+    def _movement(self, truth: HeldOut, made: Tensor, true: Tensor) -> dict[str, float]:
+        """Mean Glo and Exp per clip, of what was made and of the truth."""
+        glo, exp = movement_of(truth.identity, measure(self.meter, made), self.clip.frames)
+        glo_truth, exp_truth = movement_of(truth.identity, true, self.clip.frames)
+        return {"glo": glo, "exp": exp, "glo_truth": glo_truth, "exp_truth": exp_truth}
+
+    def _write(self, name: str, made: Tensor, truth: HeldOut, start: int = 0) -> None:
+        folder = self.args.report / "videos"
+        folder.mkdir(parents=True, exist_ok=True)
+        sound = truth.waveform[:, start * SAMPLE_RATE // self.clip.fps :]
+        write_video(folder / f"{name}.mp4", made, Fraction(self.clip.fps), sound, SAMPLE_RATE)
+
+
+def write_sheet(args: argparse.Namespace, faces: int, shown: int = 6) -> None:
+    """contact_sheet.jpg: portrait, generated frames and truth of the first faces."""
+    from PIL import Image
+
+    rows = []
+    for number in range(min(faces, shown)):
+        made, fps, _, _ = read_video(args.report / "videos" / f"face-{number:02}.mp4")
+        truth = held_out(number, round(args.seconds * fps), made.shape[1])
+        rows.append((truth.portrait, made, truth.frames))
+    if rows:
+        sheet = (contact_sheet(rows) * 255).round().byte().numpy()
+        Image.fromarray(sheet).save(args.report / SHEET, quality=88)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(arguments)
+    if not args.model.is_file():
+        raise SystemExit(f"there is no model {args.model}; check the path.")
+    pieces = Laboratory(args).run()
+    results = summarise(pieces)
+    write_whole(args.report / "results.json", lambda path: path.write_text(json.dumps(results, indent=2)))
+    write_sheet(args, sum(name.startswith("face-") for name in pieces))
+    write_report(args.report, results, pieces)
+    print(tables(results))

@@ -1,0 +1,210 @@
+"""The pieces that `puppet` made -> figures, tables and a page."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..puppet.motion import MOTION
+from . import page
+from .drift import STATISTICS, trend
+from .rhythm import continuation, known_mean, ratio_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Pieces = dict[str, dict]
+MOUTH = ("open", "width")
+SHEET = "contact_sheet.jpg"
+
+
+def summarise(pieces: Pieces) -> dict[str, dict]:
+    """Every figure that the tables show, by group."""
+    faces, long = _named(pieces, "face"), _named(pieces, "long")
+    results = {"faces": len(faces), **_levels(pieces)}
+    if faces:
+        results |= {"lip_sync": _lip_sync(faces), "picture": _picture(faces), "movement": _movement(faces)}
+    if continued := _named(pieces, "continued"):
+        heads, true = (np.array([piece[key] for piece in continued]) for key in ("head", "truth"))
+        results["continuation"] = continuation(heads, true, np.array([piece["last"] for piece in continued]))
+    if long:
+        results |= {"rhythm": _rhythm(long), "drift": _drift(long)}
+    return results
+
+
+def _named(pieces: Pieces, kind: str) -> list[dict]:
+    return [piece for name, piece in pieces.items() if name.startswith(f"{kind}-")]
+
+
+def _lip_sync(faces: list[dict]) -> dict[str, dict[str, float]]:
+    """Per row the mean and the lowest correlation with the drawn truth; the floor is another voice's truth."""
+    truth = [face["truth"] for face in faces]
+    rows = {
+        "generated": ([face["read"] for face in faces], truth),
+        "ceiling": ([face["ceiling"] for face in faces], truth),
+        "floor": ([face["read"] for face in faces], truth[1:] + truth[:1]),
+    }
+    return {name: _correlations(*pair) for name, pair in rows.items()}
+
+
+def _correlations(read: list, truth: list) -> dict[str, float]:
+    row = {}
+    for name in MOUTH:
+        column = MOTION.index(name)
+        values = [
+            np.corrcoef(np.array(a)[:, column], np.array(b)[:, column])[0, 1] for a, b in zip(read, truth)
+        ]
+        row[name], row[f"{name}_lowest"] = float(np.mean(values)), float(min(values))
+    return row
+
+
+def _picture(faces: list[dict]) -> dict[str, float]:
+    keys = ("identity", "identity_ceiling", "identity_floor", "flat_noise", "flat_noise_ceiling")
+    return {key: _mean(faces, key) for key in keys}
+
+
+def _movement(faces: list[dict]) -> dict[str, float]:
+    """Appendix B: Glo and Exp, and the mean difference to the truth's of the same video."""
+    return {
+        **{key: _mean(faces, key) for key in ("glo", "glo_truth", "exp", "exp_truth")},
+        "dglo": float(np.mean([abs(face["glo"] - face["glo_truth"]) for face in faces])),
+        "dexp": float(np.mean([abs(face["exp"] - face["exp_truth"]) for face in faces])),
+    }
+
+
+def _levels(pieces: Pieces) -> dict[str, dict]:
+    """Mean Glo per level of head movement, mean Exp per level of expression."""
+    found: dict[str, dict[str, float]] = {}
+    for source, key in (("head-movement", "glo"), ("expression", "exp")):
+        levels = sorted({name.split("-")[-2] for name in pieces if name.startswith(source)})
+        if levels:
+            found[f"{key}_by_level"] = {
+                level: _mean(_named(pieces, f"{source}-{level}"), key) for level in levels
+            }
+    return found
+
+
+def _rhythm(long: list[dict]) -> dict[str, float]:
+    rows = {}
+    for key in ("blink_interval", "sway_period"):
+        made, true = (np.array([piece[k] for piece in long]) for k in (key, f"{key}_truth"))
+        rows |= {
+            key: known_mean(made),
+            f"{key}_truth": known_mean(true),
+            f"{key}_error": ratio_error(made, true),  # of the means
+            f"{key}_error_per_face": _known_median(abs(made / true - 1)),
+        }
+    return rows
+
+
+def _known_median(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")
+
+
+def _drift(long: list[dict]) -> dict[str, float]:
+    """The largest deviation of a clip from its video's first, and the change along a straight line."""
+    rows = {}
+    for name in STATISTICS:
+        rows[name] = max(piece["drift"][name] for piece in long)
+        rows[f"{name}_trend"] = max((trend(np.array(p["statistics"][name])) for p in long), key=abs)
+    return rows
+
+
+def _mean(pieces: list[dict], key: str) -> float:
+    return float(np.mean([piece[key] for piece in pieces]))
+
+
+# --- tables -----------------------------------------------------------------------------
+
+
+def rows_of(results: dict) -> list[tuple[str, str, float]]:
+    """(group, figure, value) of everything in `results`."""
+    rows = []
+    for group, values in results.items():
+        for name, value in _flat(values) if isinstance(values, dict) else [("", values)]:
+            rows.append((group.replace("_", " "), name.replace("_", " "), value))
+    return rows
+
+
+def _flat(values: dict, prefix: str = "") -> Iterable[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def tables(results: dict) -> str:
+    return "\n".join(f"{group:16}{name:36}{value:10.4f}" for group, name, value in rows_of(results))
+
+
+# --- page -------------------------------------------------------------------------------
+
+
+def write_report(folder: Path, results: dict, pieces: Pieces) -> None:
+    """`folder`/report.html."""
+    body = [
+        page.paragraph(
+            "Held-out drawn faces with unheard voices and text; docs/puppet.md says what is measured."
+        ),
+        page.table(("", "figure", "value"), rows_of(results)),
+    ]
+    long = {name: piece for name, piece in pieces.items() if name.startswith("long-")}
+    if long:
+        body += [page.heading("After five seconds of truth"), page.figure(_rhythm_curves(long))]
+        body += [page.figure(_drift_curves(long), "Per clip, as a share of the first clip's")]
+    if "glo_by_level" in results:
+        body += [page.heading("Wanted level of movement"), page.figure(_level_curves(results))]
+    if (folder / SHEET).is_file():
+        caption = "Portrait and generated frames (above), drawn truth (below), every fourth frame"
+        body += [page.heading("Frames"), page.picture((folder / SHEET).read_bytes(), caption)]
+    body += [page.heading("Videos"), page.videos(_videos(folder))]
+    page.write_page(folder / "report.html", "A puppet model, measured", body)
+
+
+def _videos(folder: Path) -> Iterable[tuple[str, str]]:
+    for path in sorted((folder / "videos").glob("*.mp4")):
+        yield path.stem, f"videos/{path.name}"
+
+
+def _axes(rows: int, height: float = 2.0) -> tuple["Figure", np.ndarray]:
+    from matplotlib.figure import Figure
+
+    drawn = Figure((11, height * rows), layout="constrained")
+    return drawn, drawn.subplots(rows, squeeze=False)[:, 0]
+
+
+def _rhythm_curves(long: Pieces) -> "Figure":
+    drawn, axes = _axes(2 * len(long), 1.4)
+    for index, (name, piece) in enumerate(long.items()):
+        for axis, channel in zip(axes[2 * index :], ("head_x", "blink")):
+            for key, colour in (("truth", "0.7"), ("read", "C0")):
+                axis.plot(np.array(piece[key])[:, MOTION.index(channel)], color=colour, label=key, lw=1)
+            axis.set_ylabel(f"{name} {channel}", fontsize=7)
+    axes[0].legend(["truth", "generated"])
+    axes[-1].set_xlabel("frame")
+    return drawn
+
+
+def _drift_curves(long: Pieces) -> "Figure":
+    drawn, axes = _axes(len(STATISTICS))
+    for axis, name in zip(axes, STATISTICS):
+        for piece in long.values():
+            values = np.array(piece["statistics"][name])
+            axis.plot(values / values[0])
+        axis.axhspan(0.95, 1.05, color="0.9")
+        axis.set_ylabel(name)
+    axes[-1].set_xlabel("clip")
+    return drawn
+
+
+def _level_curves(results: dict) -> "Figure":
+    drawn, axes = _axes(2)
+    for axis, key in zip(axes, ("glo", "exp")):
+        levels = results[f"{key}_by_level"]
+        axis.plot([float(level) for level in levels], list(levels.values()), marker="o")
+        axis.set_ylabel(key.capitalize())
+    axes[-1].set_xlabel("level")
+    return drawn
