@@ -1,8 +1,8 @@
 """Held-out faces, voices and text, and what the face meter reads from videos of them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +35,21 @@ class HeldOut:
     motion: Tensor  # (F, 8) truth, in the order of MOTION
 
 
-def talking_clips(frames: int) -> Iterator[tuple[int, Clip]]:
-    """Held-out clips in the order of their seeds, without the silent ones, which have no rhythm to follow."""
-    for seed in count(FIRST_SEED):
-        clip = draw_clip(seed, frames, SPLITS["test"].voices)
-        if clip.motion[:, MOTION.index("open")].any():
-            yield seed, clip
+@cache
+def talking_seed(number: int, frames: int) -> int:
+    """Seed of the `number`-th held-out clip, without the silent ones, which have no rhythm to follow."""
+    first = talking_seed(number - 1, frames) + 1 if number else FIRST_SEED
+    return next(seed for seed in count(first) if _draw(seed, frames).motion[:, MOTION.index("open")].any())
+
+
+def _draw(seed: int, frames: int) -> Clip:
+    return draw_clip(seed, frames, SPLITS["test"].voices)
 
 
 def held_out(number: int, frames: int, size: int, drawn: int | None = None) -> HeldOut:
     """The `number`-th talking clip; of its frames only the first `drawn` are drawn, if that is given."""
-    seed, clip = next(islice(talking_clips(frames), number, None))
+    seed = talking_seed(number, frames)
+    clip = _draw(seed, frames)
     pictures = draw_frames(clip.identity, clip.motion[:drawn], size)
     return HeldOut(
         seed=seed,
