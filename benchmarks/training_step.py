@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def sample(config: LoopyConfig, stage: Stage, count: int, device: str) -> tuple[Batch, Draws]:
     """Random values, every condition given: the dearest case."""
-    clip, audio, side = config.clip, config.audio, config.image_size // 8
+    clip, audio, side = config.clip, config.audio, config.latent_size
     latents, frames = (config.unet.latent_channels, side, side), 1 if stage.spatial_only else clip.frames
 
     def randn(*shape: int) -> torch.Tensor:

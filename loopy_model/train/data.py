@@ -210,7 +210,8 @@ class Samples(Dataset):
     def draws(self, step: int) -> Draws:
         """The whole batch's draws but the noise."""
         generator = _generator(DRAWS, *self.seed, step)
-        return draw(self.batch, self.clips.config.diffusion.train_steps, self.stage.dropping, generator)
+        total, stage = self.clips.config.diffusion.train_steps, self.stage
+        return draw(self.batch, total, stage.dropping, generator, stage.timestep_power)
 
     def __getitem__(self, place: Place) -> tuple[Batch, Draws] | BadClip:
         # An exception would reach the main process wrapped in the worker's traceback.

@@ -1,4 +1,4 @@
-"""A trained model as one file."""
+"""A trained model as one file, and a whole training as one call."""
 
 from pathlib import Path
 
@@ -7,9 +7,21 @@ import torch
 from ..adapter import save_adapter
 from ..model import Loopy
 from ..weights import Header, ModelCard, read_header, save_checkpoint
-from .loop import Trainer
+from .data import PreparedClips
+from .loop import Settings, Trainer
 from .lora import adapter_tensors
+from .stages import Recipe
 from .state import whole_weights
+
+
+def train(recipe: Recipe, data: Path, run_dir: Path, base: dict[str, torch.Tensor] | None = None) -> Path:
+    """Trains what is left of a run on the CPU, without previews -> `run_dir`/loopy.safetensors.
+    Raises ValueError with one sentence where another recipe or other clips began it."""
+    clips = (PreparedClips(data, split, recipe.config) for split in ("train", "test"))
+    trainer = Trainer(recipe, run_dir, *clips, Settings(), base)
+    trainer.run()
+    export(trainer, None)
+    return run_dir / "loopy.safetensors"
 
 
 def export(trainer: Trainer, base: Path | None) -> Path | None:

@@ -90,7 +90,7 @@ class Trainer:
         if self.is_main:
             run_dir.mkdir(parents=True, exist_ok=True)
             if not (run_dir / "state.pt").is_file():  # a run that has begun keeps its own
-                (run_dir / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=2))
+                self._write_recipe()
                 (run_dir / "data.json").write_text(json.dumps([train.summary(), test.summary()], indent=2))
             self.record = Record(run_dir, recipe.stages)
 
@@ -290,15 +290,19 @@ class Trainer:
             write_report(self.run_dir)
         self.accelerator.wait_for_everyone()
 
+    def _write_recipe(self) -> None:
+        (self.run_dir / "recipe.json").write_text(json.dumps(self.recipe.to_dict(), indent=2))
+
     def _read_state(self) -> dict[str, Any] | None:
         state = read_state(self.run_dir / "state.pt")
         if state is None:
             if self.is_main:
                 self.record.keep_until(0, 0)
             return None
-        self._refuse_another_beginning(json.loads(state["begun"]))
         self.stage_index, self.step = state["stage"], state["step"]
+        self._refuse_another_beginning(json.loads(state["begun"]))
         if self.is_main:
+            self._write_recipe()  # stages that have not begun may be other ones now
             self.record.keep_until(self.stage_index, self.step)
         if "optimizer" not in state:
             restore(state, self.objective, self.average, None)
@@ -306,11 +310,17 @@ class Trainer:
         return state
 
     def _begun(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on exactly."""
+        """What must stay the same for a run to go on exactly; of the stages those that have begun."""
         return {"recipe": self.recipe.to_dict(), "clips": self.train.fingerprint(), "base": self.base}
 
     def _refuse_another_beginning(self, begun: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self._begun()))
+        known = Recipe.from_dict(
+            begun["recipe"]
+        ).to_dict()  # a field that is younger than the run has its default
+        begun["recipe"] = json.loads(json.dumps(known))
+        for recipe in (begun["recipe"], now["recipe"]):
+            recipe["stages"] = recipe["stages"][: self.stage_index + (self.step > 0)]
         if different := list(_differences(begun["recipe"], now["recipe"])):
             raise ValueError(
                 f"{self.run_dir} was begun with another recipe ({'; '.join(different[:3])}); {START_ANEW}."

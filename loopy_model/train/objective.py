@@ -56,15 +56,22 @@ def stratified(batch: int, generator: torch.Generator) -> Tensor:
     return values[torch.randperm(batch, generator=generator)]
 
 
-def draw(batch: int, train_steps: int, dropping: ConditionDropping, generator: torch.Generator) -> Draws:
-    """All draws of a step but the noise, from one CPU generator: a step can be repeated exactly."""
+def draw(
+    batch: int,
+    train_steps: int,
+    dropping: ConditionDropping,
+    generator: torch.Generator,
+    timestep_power: float = 1.0,
+) -> Draws:
+    """All draws of a step but the noise, from one CPU generator: a step can be repeated exactly.
+    Timesteps are `train_steps` * u ** `timestep_power`, u uniform: below 1 draws noisy ones more often."""
     u = stratified(batch, generator)  # one number decides reference and motion frames together
     keep_reference = u >= dropping.reference
     keep_motion = u >= dropping.reference + (1 - dropping.reference) * dropping.motion
     alone = dropping.audio if dropping.audio_without_reference is None else dropping.audio_without_reference
     audio_rate = torch.where(keep_reference, dropping.audio, alone)
     return Draws(
-        timestep=(stratified(batch, generator) * train_steps).long(),
+        timestep=(stratified(batch, generator) ** timestep_power * train_steps).long(),
         keep_audio=stratified(batch, generator) >= audio_rate,
         keep_reference=keep_reference,
         keep_motion=keep_motion,

@@ -1,4 +1,4 @@
-"""What to train and how, as data: the paper's two stages (3.4), and fine-tuning."""
+"""What to train and how, as data: the paper's two stages (3.4), the puppet's three, and fine-tuning."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -23,8 +23,15 @@ class Stage:
     constant: float = 1.0  # share of the steps before the cosine decay
     final: float = 0.03  # learning rate at the end, as a share
     beta2: float = 0.999
+    timestep_power: float = (
+        1.0  # 1: uniform timesteps, as the paper's; below, noisy ones are drawn more often
+    )
 
     def __post_init__(self) -> None:
+        if not self.timestep_power > 0:
+            raise ValueError(
+                f"stage {self.name}: timestep_power is {self.timestep_power}; it must be above 0."
+            )
         if not self.learning_rate > 0:
             raise ValueError(f"stage {self.name}: a learning rate of {self.learning_rate} trains nothing.")
         for name in ("steps", "batch", "warmup"):
@@ -91,14 +98,18 @@ STAGE_TWO = replace(STAGE_ONE, name="two", spatial_only=False)
 PUPPET_DROPPING = ConditionDropping(audio_without_reference=0.5)
 """At the paper's rates e_base (no reference, no audio) would be 1.5 % of so few samples."""
 
+PUPPET_RHYTHM = replace(PUPPET_DROPPING, motion=0.25)
+"""Rhythms are learnt last, only from samples that keep their motion frames, and from noisy ones."""
+
 RECIPES = {
     "loopy": Recipe("loopy", LOOPY, (STAGE_ONE, STAGE_TWO)),
     "puppet": Recipe(
         "puppet",
         PUPPET,
         (
-            Stage("one", 1400, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
-            Stage("two", 3000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
+            Stage("one", 2000, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
+            Stage("two", 6000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
+            Stage("three", 4000, 8, 8e-4, False, PUPPET_RHYTHM, constant=0.4, beta2=0.99, timestep_power=0.5),
         ),
         ema_decay=0.998,
     ),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from runs import (
     CLIPS,
     RECIPE,
@@ -118,6 +119,30 @@ def test_another_recipe_is_refused_by_the_names_of_its_differences(runs: Runs, c
     assert json.loads((copy / "recipe.json").read_text())["seed"] == 0
     sentence = runs.refused(copy.name, "--learning-rate", 1e-3, 2e-3)
     assert "stages[1].learning_rate was 0.001, now 0.002" in sentence
+
+
+def test_a_finished_run_goes_on_with_further_stages(runs: Runs, copy: Path) -> None:
+    """The stages that are done stay as they are; the new one starts from their result."""
+    recipe = json.loads((copy / "recipe.json").read_text())
+    more = {**recipe["stages"][-1], "name": "more", "steps": 2}
+    path = copy / "longer.json"
+    path.write_text(json.dumps({**recipe, "stages": [*recipe["stages"], more]}))
+    runs.finish(copy.name, "--recipe", path)
+    assert steps_of(copy) == [*ALL_STEPS, ("more", 1), ("more", 2)]
+    assert json.loads((copy / "recipe.json").read_text())["stages"][-1]["name"] == "more"
+    assert "was begun with another recipe (stages" in runs.refused(copy.name)  # the shorter one
+
+
+def test_a_run_from_before_a_field_existed_goes_on(runs: Runs, copy: Path, finished: Path) -> None:
+    """Its stages have the field's default, which is what was done then."""
+    state = state_of(copy)
+    begun = json.loads(state["begun"])
+    for stage in begun["recipe"]["stages"]:
+        del stage["timestep_power"]
+    torch.save({**state, "begun": json.dumps(begun)}, copy / "state.pt")
+    (copy / "loopy.safetensors").unlink()
+    runs.finish(copy.name)
+    assert (copy / "loopy.safetensors").is_file() and steps_of(copy) == steps_of(finished)
 
 
 def test_other_clips_are_refused(runs: Runs, copy: Path, data: Path, tmp_path: Path) -> None:
