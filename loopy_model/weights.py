@@ -6,6 +6,7 @@ LoopyConfig), `card` (JSON of ModelCard), and, when the file carries them, `spee
 `speech_encoder.` and `autoencoder.`.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -132,6 +133,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def content_digest(path: Path) -> str:
+    """Of header and tensors in the order of their names: safetensors puts the header of every file it
+    writes in another order, so equal checkpoints are different files."""
+    digest = hashlib.sha256()
+    with safe_open(str(path), framework="pt") as file:
+        digest.update(json.dumps(file.metadata() or {}, sort_keys=True).encode())
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_tensors(path: Path) -> dict[str, dict[str, Tensor]]:

@@ -22,6 +22,7 @@ from loopy_model.weights import (
     Header,
     ModelCard,
     NotALoopyModel,
+    content_digest,
     load_strictly,
     load_tensors,
     read_header,
@@ -82,7 +83,7 @@ def test_half_precision_is_the_rounded_weight(model: Loopy, tmp_path: Path, dtyp
 
 
 def test_several_networks_share_a_file_and_do_not_mix(model: Loopy, tmp_path: Path) -> None:
-    codec = Autoencoder(AutoencoderConfig(width=16))
+    codec = Autoencoder(AutoencoderConfig(widths=(8, 8, 16)))
     path, sizes = tmp_path / "all.safetensors", {"autoencoder": {"width": 16}}
     save_checkpoint(path, Header(TINY, CARD, sizes), {"loopy": model, "autoencoder": codec}, torch.float32)
     parts = load_tensors(path)
@@ -248,3 +249,20 @@ def test_pickles_are_never_opened(saved: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
     with pytest.raises(NotALoopyModel):
         read_header(saved)
+
+
+def test_equal_checkpoints_have_one_digest_whatever_the_order_of_their_header(
+    model: Loopy, tmp_path: Path
+) -> None:
+    header, digests = Header(TINY, CARD), set()
+    for n in range(4):
+        path = tmp_path / f"{n}.safetensors"
+        save_checkpoint(path, header, {"loopy": model})
+        digests.add(content_digest(path))
+    assert len(digests) == 1
+    save_checkpoint(path, replace(header, card=replace(CARD, name="other")), {"loopy": model})
+    digests.add(content_digest(path))
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1
+    save_checkpoint(path, header, {"loopy": model})
+    assert len(digests | {content_digest(path)}) == 3
