@@ -107,8 +107,9 @@ def autoencoder_vae(config: AutoencoderConfig, state: dict[str, Tensor], path: P
     )
     vae.latent_channels = config.latent_channels
     vae.downscale_ratio = vae.upscale_ratio = config.patch
-    # widest layer: `width` channels at latent resolution, a handful of copies alive; plus the pixels
-    live = 4 * (8 * config.width + 4 * 3 * config.patch**2)
+    # Per latent cell in float32: a handful of copies of the largest level, plus the pixels.
+    levels = (width * 4**above for above, width in enumerate(reversed(config.widths)))
+    live = 4 * (8 * max(levels) + 4 * config.patch_values)
     vae.memory_used_encode = lambda shape, dtype: live * shape[2] * shape[3] // config.patch**2
     vae.memory_used_decode = lambda shape, dtype: live * shape[2] * shape[3]
     return vae

@@ -182,7 +182,7 @@ def test_at_zero_snr_there_is_only_noise_and_the_velocity_is_minus_the_picture(
 
 def test_a_picture_is_weighted_as_its_velocity_up_to_a_limit(generator: torch.Generator) -> None:
     """v = (a x_t - x0) / sigma for given x_t, so errors of v are those of x0 over sigma."""
-    schedule = NoiseSchedule(replace(ZERO_SNR, prediction="sample"))
+    schedule = NoiseSchedule(PUPPET.diffusion)
     t = torch.tensor([300, 500, 700, 999])
     weight = schedule.loss_weight(t)
     signal, sigma = schedule.alphas[t].sqrt(), (1 - schedule.alphas[t]).sqrt()

@@ -110,6 +110,15 @@ def offset_of(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     monkeypatch.setattr(torch, "rand", lambda *a, **more: torch.full_like(rand(*a, **more), value))
 
 
+def test_a_power_below_one_draws_noisy_timesteps_more_often() -> None:
+    """u ** 0.5 has the density 2 t: three quarters of the draws lie in the noisier half."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([draw(8, 1000, ConditionDropping(), generator, 0.5).timestep for _ in range(500)])
+    assert 0 <= drawn.min() and drawn.max() <= 999
+    for limit in (250, 500, 750):
+        assert (drawn < limit).float().mean() == pytest.approx((limit / 1000) ** 2, abs=0.01)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8, 24])
 @pytest.mark.parametrize("p", [0.10, 0.15, 0.49])
 def test_stratified_draws_have_the_exact_marginal(
@@ -189,6 +198,11 @@ def spy(model: Loopy, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Ten
     return calls
 
 
+def weighted(error: Tensor, draws: Draws) -> list[float]:
+    """Mean square of each sample, with the schedule's weight."""
+    return (SCHEDULE.loss_weight(draws.timestep) * error.square().mean((1, 2, 3, 4))).tolist()
+
+
 def test_the_loss_is_the_mean_square_of_prediction_minus_target(
     tiny: Loopy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,9 +215,10 @@ def test_the_loss_is_the_mean_square_of_prediction_minus_target(
         a = SCHEDULE.alphas[draws.timestep[i]].float()
         x_t = a.sqrt() * batch.clip[i] + (1 - a).sqrt() * draws.noise[i]
         assert torch.allclose(noisy[i], x_t, atol=1e-5)
-        target = a.sqrt() * draws.noise[i] - (1 - a).sqrt() * batch.clip[i]
+        weight = min(10.0, 1 / (1 - a.item()))  # TINY predicts the picture, as the puppet does
         prediction = tiny.denoise(noisy, timestep, conditions)[i]
-        assert loss[i].item() == pytest.approx((prediction - target).pow(2).mean().item(), rel=1e-4)
+        expected = weight * (prediction - batch.clip[i]).pow(2).mean().item()
+        assert loss[i].item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_epsilon_models_learn_the_noise(tiny: Loopy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +240,7 @@ def test_a_dropped_reference_is_a_run_without_reference_and_motion(tiny: Loopy) 
     assert all(site.reference is None and site.motion is None for site in blind.sites)
     noisy = SCHEDULE.add_noise(alone.clip, own.noise, own.timestep)
     error = tiny.denoise(noisy, own.timestep, blind) - SCHEDULE.target(alone.clip, own.noise, own.timestep)
-    assert together[1].item() == pytest.approx(error.square().mean().item(), rel=1e-4)
+    assert together[1].item() == pytest.approx(weighted(error, own)[0], rel=1e-4)
     for i in (0, 2):  # the neighbours do not notice
         kept = loss_per_sample(tiny, SCHEDULE, one(batch, i), one(draws, i), spatial_only=False)
         assert together[i].item() == pytest.approx(kept.item(), rel=1e-4)
@@ -259,7 +274,7 @@ def test_training_conditions_are_those_of_the_sampler(
     error = tiny.denoise(noisy, draws.timestep, expected) - SCHEDULE.target(
         batch.clip, draws.noise, draws.timestep
     )
-    assert loss.item() == pytest.approx(error.square().mean().item(), rel=1e-4)
+    assert loss.item() == pytest.approx(weighted(error, draws)[0], rel=1e-4)
 
 
 def captured(tiny: Loopy, monkeypatch: pytest.MonkeyPatch, batch: Batch, draws: Draws) -> dict:
@@ -354,8 +369,8 @@ def test_a_dropped_reference_in_stage_one_is_no_reference() -> None:
     error = model.denoise(noisy, draws.timestep, blind) - SCHEDULE.target(
         batch.clip, draws.noise, draws.timestep
     )
-    assert loss[0].item() == pytest.approx(error[0].square().mean().item(), rel=1e-4)
-    assert abs(loss[1].item() - error[1].square().mean().item()) > 1e-4
+    assert loss[0].item() == pytest.approx(weighted(error, draws)[0], rel=1e-4)
+    assert abs(loss[1].item() - weighted(error, draws)[1]) > 1e-4
 
 
 def test_overfitting_one_batch_lowers_the_loss() -> None:

@@ -390,7 +390,7 @@ def test_the_bundled_geometry_runs(ask: Callable[..., Request]) -> None:
     generator = torch.Generator().manual_seed(0)
     speech = Speech(torch.randn(13, 5, 64, generator=generator), 25)
     request = Request(
-        torch.randn(1, 16, 8, 8, generator=generator), speech, TemporalSegments(PUPPET.clip), steps=1
+        torch.randn(1, 32, 8, 8, generator=generator), speech, TemporalSegments(PUPPET.clip), steps=1
     )
     out = video(model, request)
-    assert out.shape == (13, 16, 8, 8) and torch.isfinite(out).all()
+    assert out.shape == (13, 32, 8, 8) and torch.isfinite(out).all()

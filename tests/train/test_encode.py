@@ -25,7 +25,7 @@ from loopy_model.prepare.encoders import Source, load_speech_encoder, load_vae
 from loopy_model.train.data import PreparedClips, Window
 from loopy_model.video import read_video, write_video
 
-SETTINGS = EncodeSettings(BUNDLED, BUNDLED, 64, device="cpu")
+SETTINGS = EncodeSettings(BUNDLED, BUNDLED, 128, device="cpu")
 FRAMES = 20
 
 
@@ -43,7 +43,7 @@ def pictures(frames: int, size: int, seed: int) -> Tensor:
 
 
 def add_clip(
-    data: Path, name: str, frames: int = FRAMES, size: int = 64, voiced: bool = True, **record: object
+    data: Path, name: str, frames: int = FRAMES, size: int = 128, voiced: bool = True, **record: object
 ) -> Path:
     """-> its video; the record is what `loopy prepare clips` writes."""
     (data / "clips").mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def add_clip(
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     add_clip(tmp_path, "one", split="test")
-    add_clip(tmp_path, "second", frames=18, size=96)
+    add_clip(tmp_path, "second", frames=18, size=192)
     add_clip(tmp_path, "silent", voiced=False)
     return tmp_path
 
@@ -95,11 +95,11 @@ def test_latents_are_those_of_the_vae_on_the_same_frames(data: Path, bundled: Pi
     assert encode_clips(data, SETTINGS) == {"encoded": 3, "removed": 0}
     frames = read_video(data / "clips" / "one.mp4")[0]
     latents = contents(path_of(data, "one"))[1]["latents"]
-    assert latents.dtype == torch.float16 and latents.shape == (FRAMES, 16, 8, 8)
+    assert latents.dtype == torch.float16 and latents.shape == (FRAMES, 32, 8, 8)
     assert torch.allclose(latents.float(), bundled.encode(frames), rtol=2e-3, atol=2e-3)
 
     frames = read_video(data / "clips" / "second.mp4")[0].movedim(-1, 1)
-    smaller = nnf.interpolate(frames, 64, mode="bilinear", antialias=True).movedim(1, -1)
+    smaller = nnf.interpolate(frames, 128, mode="bilinear", antialias=True).movedim(1, -1)
     latents = contents(path_of(data, "second"))[1]["latents"]
     assert torch.allclose(latents.float(), bundled.encode(smaller), rtol=2e-3, atol=2e-3)
 
@@ -138,7 +138,7 @@ def test_encoded_clips_can_be_trained_on(data: Path) -> None:
     header, tensors = contents(path_of(data, "silent"))
     assert tensors.keys() == {"latents", "landmarks"}
     made_by = json.loads(header["encoders"])
-    assert made_by["size"] == 64 and made_by["vae"]["path"] == str(BUNDLED)
+    assert made_by["size"] == 128 and made_by["vae"]["path"] == str(BUNDLED)
 
 
 def test_one_source_is_held_out_where_chance_chose_none(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_another_size_or_record_is_encoded_again(data: Path) -> None:
         encode_clips(data, smaller)
     smaller = replace(smaller, again=True)
     assert encode_clips(data, smaller)["encoded"] == 3
-    assert contents(path_of(data, "one"))[1]["latents"].shape[-2:] == (4, 4)
+    assert contents(path_of(data, "one"))[1]["latents"].shape[-2:] == (2, 2)
     add_clip(data, "one", frames=9, split="test")
     assert encode_clips(data, smaller) == {"encoded": 1, "already there": 2, "removed": 0}
 

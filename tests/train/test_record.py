@@ -100,7 +100,11 @@ def test_a_preview_changes_nothing_but_adds_itself(tmp_path: Path, monkeypatch: 
     )
     train, test = (PreparedClips(data, split, TINY) for split in ("train", "test"))
     torch.manual_seed(0)
-    vae = Autoencoder(AutoencoderConfig(latent_channels=4, width=8, groups=4))
+    vae = Autoencoder(
+        AutoencoderConfig(
+            latent_channels=4, widths=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1, 1), groups=4
+        )
+    )
     recipe = replace(RECIPE, stages=(replace(RECIPE.stages[1], steps=2),))
     made = []
     for preview in (None, Preview(test, vae, lambda frames: frames.mean((1, 2, 3)), frames=10, steps=2)):
