@@ -13,7 +13,7 @@ import torch
 from .identity import FIELD_WIDTHS, Colour, Identity
 from .motion import BLINK, BROW, GAZE, HEAD_X, HEAD_Y, OPEN, TILT, WIDTH
 
-CHUNK_PIXELS = 10 * 64 * 64  # drawn at a time, so that the planes stay in the cache
+CHUNK_PIXELS = 40 * 64 * 64  # drawn at a time, so that the planes stay in the cache
 
 EYE_Y, NOSE_Y, MOUTH_Y = -0.12, 0.1, 0.3
 EYE_ASPECT = 1.3  # eye width over height

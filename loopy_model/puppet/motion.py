@@ -1,7 +1,7 @@
 """How a puppet moves: speech drives the mouth, brows and nodding; rhythms drive the rest.
 
-Sway, blinks and gaze have per-clip periods, so that a model which remembers the past can
-predict them and one that sees only the last few frames cannot.
+Sway, blinks and gaze have periods that belong to a person and that the picture does not show: only
+seconds of the past tell them; four frames, 0.16 s, hold next to nothing of a period of 2 to 5 s.
 """
 
 import random
@@ -12,9 +12,10 @@ from scipy.ndimage import gaussian_filter1d
 MOTION = ("open", "width", "blink", "gaze", "head_x", "head_y", "brow", "tilt")
 OPEN, WIDTH, BLINK, GAZE, HEAD_X, HEAD_Y, BROW, TILT = range(len(MOTION))
 
-BLINK_SHAPE = np.array([0.4, 0.85, 1, 1, 1, 1, 0.85, 0.4])  # 8 frames, 0.32 s
-SWAY_FRAMES = (50, 100)  # period 2-4 s at 25 fps
-BLINK_FRAMES = (45, 75)  # one interval per clip, each blink within 6 % of it
+# 12 frames, 0.48 s: the segments' farthest frames, which stand 16 apart, catch three of four blinks.
+BLINK_SHAPE = np.array([0.3, 0.7, 0.95, 1, 1, 1, 1, 1, 1, 0.95, 0.7, 0.3])
+SWAY_FRAMES = (50, 125)  # period 2-5 s at 25 fps
+BLINK_FRAMES = (50, 125)  # one interval per person, each blink within 6 % of it
 GAZE_FRAMES = (30, 50)  # the eyes rest on one side this long
 
 

@@ -24,8 +24,12 @@ REST = (0.0, 0.5)  # closed mouth, relaxed width
 CONSONANT = (0.25, 0.55)
 SILENT_SHARE = 0.05
 
-_DIALECTS = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp")
-_VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m5", "+m7", "+m8", "+f1", "+f2", "+f3", "+f4")
+_DIALECTS = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbcwmd", "en-us-nyc")
+_SPEAKERS = """
+m1 m2 m3 m4 m5 m7 m8 f1 f2 f3 f4 Alex Andy Annie Gene Michael adam anika belinda david edward
+grandma klatt klatt3 linda max quincy shelby steph travis victor
+""".split()
+_VARIANTS = ("", *(f"+{speaker}" for speaker in _SPEAKERS))
 TRAINING_VOICES = tuple(d + v for d in _DIALECTS for v in _VARIANTS)
 # Two speakers (m6, f5) and two dialects (Lancaster, Caribbean) that training never hears.
 HELD_OUT_VOICES = ("en-us+m6", "en+f5", "en-gb-x-gbclan+m2", "en-029+f2")

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "assets/models/loopy-puppet.safetensors"
 LANDMARKS = {DRAWN: "points", REAL: "facemesh"}
 TEST = {DRAWN: "puppet_2.mp4", REAL: "steady.mp4"}  # kept for testing
-SIZE = 64  # what the bundled model sees
+SIZE = 128  # what the bundled model sees
 
 
 def command(module: str, *arguments: object) -> str:
@@ -198,7 +198,7 @@ def test_every_clip_is_encoded(encoded: Path, kind: str) -> None:
     for row in kept:
         tensors = load_file(files[row["clip"]])
         frames = round((float(row["end"]) - float(row["start"])) * 25)
-        assert tensors["latents"].shape == (frames, 16, SIZE // 8, SIZE // 8)
+        assert tensors["latents"].shape == (frames, 32, SIZE // 16, SIZE // 16)
         assert tensors["landmarks"].shape == (frames, 68, 2)
         assert ("speech" in tensors) == (row["voiced"] == "True")
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
