@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from ..autoencoder import Autoencoder
 from ..config import PUPPET
 from ..prepare.encoded import EncodedClip, path_of, write_encoded
 from ..prepare.encoders import Source
+from ..prepare.records import write_whole
 from ..speech_encoder import SpeechEncoder
 from .faces import landmarks, render
+from .fit import load_network
 from .identity import draw_identity
 from .motion import draw_motion
 from .speech import FPS, HELD_OUT_VOICES, SAMPLES_PER_FRAME, SILENT_SHARE, TRAINING_VOICES, utterance
@@ -60,13 +63,20 @@ def write_clips(folder: Path, split: Split, count: int, frames: int = FRAMES) ->
         draw_clip(seed, frames, split.voices)
         for seed in tqdm(split.seeds(count), f"clips {folder.name}", mininterval=10)
     ]
-    folder.mkdir(parents=True, exist_ok=True)
     points = [landmarks(_repeat(c.identity, frames), torch.tensor(c.motion)) for c in clips]
-    np.save(folder / "landmarks.npy", torch.stack(points).numpy())
-    np.save(folder / "motion.npy", np.stack([clip.motion for clip in clips]))
-    np.save(folder / "identity.npy", np.stack([clip.identity for clip in clips]))
-    waveforms = np.stack([clip.waveform.astype(np.float16) for clip in clips])
-    np.save(folder / "waveform.npy", waveforms)  # last: its presence says the split is drawn
+    arrays = {
+        "landmarks": torch.stack(points).numpy(),
+        "motion": np.stack([clip.motion for clip in clips]),
+        "identity": np.stack([clip.identity for clip in clips]),
+        "waveform": np.stack([clip.waveform.astype(np.float16) for clip in clips]),
+    }  # the last one's presence says that the split is drawn
+    for name, array in arrays.items():
+        write_whole(folder / f"{name}.npy", partial(_save_array, array))
+
+
+def _save_array(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:  # given a path, numpy would change its ending
+        np.save(file, array)
 
 
 def draw_frames(identity: np.ndarray, motion: np.ndarray, size: int = SIZE) -> torch.Tensor:
@@ -85,23 +95,44 @@ def to_signed(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1
 
 
+def trained_encoders(run_dir: Path) -> tuple[Autoencoder, SpeechEncoder]:
+    return (
+        load_network(Autoencoder(), run_dir / "autoencoder.safetensors"),
+        load_network(SpeechEncoder(), run_dir / "speech_encoder.safetensors"),
+    )
+
+
+def encode_share(run_dir: Path, size: int, share: tuple[int, int]) -> None:
+    """One process's share of the clips of both splits, see `write_encoded_clips`."""
+    autoencoder, speech = trained_encoders(run_dir)
+    encoders = run_dir / "encoders.safetensors"
+    for split in SPLITS:
+        write_encoded_clips(run_dir / "prepared", split, autoencoder, speech, encoders, size, share)
+
+
 def write_encoded_clips(
-    folder: Path, split: str, autoencoder: Autoencoder, encoder: SpeechEncoder, encoders: Path
+    folder: Path,
+    split: str,
+    autoencoder: Autoencoder,
+    encoder: SpeechEncoder,
+    encoders: Path,
+    size: int = SIZE,
+    share: tuple[int, int] = (0, 1),
 ) -> None:
     """What `loopy_model.train` reads, from the drawn clips in `folder`/`split`; resumes.
 
-    `encoders` is the checkpoint that both networks are stored in.
+    `encoders` is the checkpoint that both networks are stored in. Of a `share` (k, n) only every
+    n-th clip is made, from the k-th on, so that n processes make them all.
     """
     drawn = [np.load(folder / split / f"{name}.npy", mmap_mode="r") for name in DRAWN]
     source = asdict(Source.of(encoders))
-    made_by = {"vae": source, "speech": source, "size": SIZE}
-    clips = zip(*drawn, strict=True)
-    for number, (identity, motion, points, waveform) in enumerate(
-        tqdm(clips, split, len(drawn[0]), mininterval=10)
-    ):
+    made_by = {"vae": source, "speech": source, "size": size}
+    first, step = share
+    for number in tqdm(range(first, len(drawn[0]), step), split, mininterval=10):
+        identity, motion, points, waveform = (array[number] for array in drawn)
         clip = EncodedClip(f"{split}-{number:05}", len(motion), split, voiced=True)
         if not path_of(folder, clip.name).is_file():
-            latents = _encode(draw_frames(identity, motion), autoencoder)
+            latents = _encode(draw_frames(identity, motion, size), autoencoder)
             speech = _hear(waveform.astype(np.float32), encoder)
             write_encoded(folder, clip, latents, torch.tensor(points), speech, made_by)
 

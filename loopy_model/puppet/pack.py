@@ -1,11 +1,11 @@
 """Model, autoencoder and speech encoder -> the one file that comes with the pack."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from einops import rearrange
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from ..autoencoder import Autoencoder
@@ -13,35 +13,52 @@ from ..config import PUPPET
 from ..model import Loopy
 from ..prepare.encoded import FOLDER, open_encoded
 from ..speech_encoder import SpeechEncoder
-from ..weights import Header, ModelCard, load_strictly, load_tensors, save_checkpoint
-
-CARD = ModelCard(
-    name="Loopy puppet",
-    trained_on="1000 clips of 8 s: faces drawn by loopy_model.puppet.faces, speech by espeak-ng; no photograph, no "
-    "recording of a person",
-    limits="Animates drawn faces like the bundled portraits at 64x64 pixels. It shows that every part works; it cannot "
-    "animate photographs. An independent implementation of the Loopy paper; ByteDance released no weights.",
-    licence="Apache-2.0",
+from ..weights import (
+    Header,
+    ModelCard,
+    load_strictly,
+    load_tensors,
+    read_header,
+    save_checkpoint,
+    write_tensors,
 )
+from .train import CLEANING
+
+
+def card(size: int) -> ModelCard:
+    """Of a model of pictures of `size` pixels."""
+    return ModelCard(
+        name="Loopy puppet",
+        trained_on="1000 clips of 8 s: faces drawn by loopy_model.puppet.faces, speech by espeak-ng; no photograph, "
+        "no recording of a person",
+        limits=f"Animates drawn faces like the bundled portraits at {size}x{size} pixels. It shows that every part "
+        "works; it cannot animate photographs. An independent implementation of the Loopy paper; ByteDance released "
+        "no weights.",
+        licence="Apache-2.0",
+    )
 
 
 def pack(lab: Path, loopy: Path, result: Path) -> Path:
     """`lab` is the run directory of `loopy_model.puppet`, `loopy` the model that
     `loopy_model.train` exported. Weights are stored in float16."""
     autoencoder, speech = Autoencoder().eval(), SpeechEncoder().eval()
-    load_strictly(autoencoder, load_file(lab / "autoencoder.safetensors"), lab / "autoencoder.safetensors")
+    cleaning = lab / f"{CLEANING}.safetensors"
+    load_strictly(autoencoder, load_file(cleaning), cleaning)
     load_strictly(speech, load_file(lab / "speech_encoder.safetensors"), lab / "speech_encoder.safetensors")
-    model = Loopy(PUPPET)
+    config = read_header(loopy).config
+    model = Loopy(config)
     load_strictly(model, load_tensors(loopy)["loopy"], loopy)
     preview = preview_colours(autoencoder, held_out_latents(lab / "prepared"))
-    header = Header(PUPPET, CARD, _sizes(autoencoder, speech, preview))
+    header = Header(config, card(config.image_size), _sizes(autoencoder, speech, preview))
     save_checkpoint(result, header, {"loopy": model, "speech_encoder": speech, "autoencoder": autoencoder})
     return result
 
 
-def pack_encoders(autoencoder: Autoencoder, speech: SpeechEncoder, result: Path) -> None:
+def pack_encoders(
+    autoencoder: Autoencoder, speech: SpeechEncoder, result: Path, size: int = PUPPET.image_size
+) -> None:
     """Both encoders in one checkpoint without a model, in float32: what encodes the training clips."""
-    header = Header(PUPPET, CARD, _sizes(autoencoder, speech, None))
+    header = Header(replace(PUPPET, image_size=size), card(size), _sizes(autoencoder, speech, None))
     save_checkpoint(result, header, {"speech_encoder": speech, "autoencoder": autoencoder}, torch.float32)
 
 
@@ -64,7 +81,7 @@ def held_out_latents(prepared: Path) -> torch.Tensor:
 def pack_meter(lab: Path, result: Path) -> None:
     """The face meter in float16, for `loopy_model.evaluate`."""
     half = {key: tensor.half() for key, tensor in load_file(lab / "meter.safetensors").items()}
-    save_file(half, result, metadata={"format": "loopy-face-meter"})
+    write_tensors(result, half, {"format": "loopy-face-meter"})
 
 
 @torch.no_grad()
@@ -74,4 +91,5 @@ def preview_colours(autoencoder: Autoencoder, latents: torch.Tensor) -> dict[str
     x = rearrange(latents, "n c h w -> (n h w) c")
     y = rearrange(colours, "n c h w -> (n h w) c")
     solution = torch.linalg.lstsq(F.pad(x, (0, 1), value=1.0), y).solution  # (C + 1, 3)
+    solution = solution.double().round(decimals=4)  # below that, two runs on the same latents differ
     return {"factors": solution[:-1].tolist(), "bias": solution[-1].tolist()}

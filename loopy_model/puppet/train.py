@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..audio import align_to_frames
 from ..autoencoder import Autoencoder
 from ..speech_encoder import SpeechEncoder
-from .clips import draw_frames, to_bytes, to_signed
+from .clips import SIZE, draw_frames, to_bytes, to_signed
 from .faces import render
 from .fit import Recipe, fit, save_network
 from .identity import draw_identity
@@ -31,7 +31,7 @@ def correlation(predicted: torch.Tensor, true: torch.Tensor) -> list[float]:
 # --- speech encoder ---------------------------------------------------------------------
 
 
-SPEECH = Recipe(steps=1600, batch=6, rate=2e-3)
+SPEECH = Recipe(steps=4000, batch=6, rate=2e-3)
 _LOUDNESS = ((-0.8, 0.2), (-5.0, -2.2))  # log10 of the gain, and of the noise's rms
 
 
@@ -114,13 +114,22 @@ def _uniform(batch: int, low: float, high: float, generator: torch.Generator) ->
 
 # --- autoencoder ------------------------------------------------------------------------
 
-AUTOENCODER = Recipe(steps=1500, batch=24, rate=1.5e-3)
-LATENT_NOISE = 0.08  # of the latents' std, so that the decoder forgives a denoiser's leftovers
-FEATURES = (slice(16, 54), slice(13, 51))  # rows, columns of a 64-pixel face: brows to chin
-MOUTH = (slice(36, 54), slice(19, 45))
+AUTOENCODER = Recipe(steps=1500, batch=16, rate=1.5e-3)
+# Up to this share of the latents' std is added as noise in training: so the decoder learns to clean
+# what a denoiser leaves behind, and the encoder to keep apart what must not be confused.
+LATENT_NOISE = 0.25
+FEATURES = ((0.25, 0.85), (0.2, 0.8))  # rows, columns of a face, of its picture's side: brows to chin
+EYES = ((0.3, 0.55), (0.2, 0.8))
+MOUTH = ((0.56, 0.85), (0.29, 0.71))
 
 
-def draw_faces(motion: np.ndarray, first_seed: int, count: int, size: int = 64) -> torch.Tensor:
+def region(images: torch.Tensor, part: tuple[tuple[float, float], tuple[float, float]]) -> torch.Tensor:
+    """That part of (N, 3, S, S)."""
+    rows, columns = (slice(*(round(edge * images.shape[-1]) for edge in edges)) for edges in part)
+    return images[..., rows, columns]
+
+
+def draw_faces(motion: np.ndarray, first_seed: int, count: int, size: int = SIZE) -> torch.Tensor:
     """`count` different people, each in a random pose of `motion` (N, F, 8): uint8 images."""
     people = [draw_identity(random.Random(f"face {first_seed + i}")) for i in range(count)]
     poses = drawn_poses(motion, first_seed, count)
@@ -134,12 +143,11 @@ def drawn_poses(motion: np.ndarray, first_seed: int, count: int) -> torch.Tensor
 
 
 def train_autoencoder(
-    train: Path, test: Path, run_dir: Path, recipe: Recipe = AUTOENCODER
+    train: Path, test: Path, run_dir: Path, size: int = SIZE, recipe: Recipe = AUTOENCODER
 ) -> dict[str, float]:
-    """Train on faces of its own seeds, report on the identities and poses of `test`."""
+    """Train on faces of its own seeds in the poses of `train`, report on others in those of `test`."""
     torch.manual_seed(recipe.seed)
-    faces = draw_faces(np.load(train / "motion.npy"), 100_000, 12_288)
-    held_out = to_signed(draw_faces(np.load(test / "motion.npy"), 2_000_000, 192))
+    faces, held_out = _still_faces(train, test, size)
     network = Autoencoder()
     network.start_at_principal_components(to_signed(faces[:1024]))
 
@@ -154,33 +162,96 @@ def train_autoencoder(
     return metrics
 
 
+def _still_faces(train: Path, test: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training faces as bytes, held-out ones as -1..1."""
+    faces = draw_faces(np.load(train / "motion.npy"), 100_000, 10_240, size)
+    return faces, to_signed(draw_faces(np.load(test / "motion.npy"), 2_000_000, 192, size))
+
+
 def reconstruction_loss(
     network: Autoencoder, images: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """L1, squared and edge errors; brows to chin count more than hair and wall."""
-    latents = network.encode(images)
-    noise = torch.randn(latents.shape, generator=generator)
-    error = network.decode(latents + LATENT_NOISE * latents.detach().std() * noise) - images
+    """Of the pictures that come back from noisy latents."""
+    return weighted_error(network.decode(noisy(network.encode(images), generator)) - images)
+
+
+def noisy(latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each picture with its own amount of noise."""
+    amount = LATENT_NOISE * torch.rand(len(latents), 1, 1, 1, generator=generator)
+    return latents + amount * latents.detach().std() * torch.randn(latents.shape, generator=generator)
+
+
+def weighted_error(error: torch.Tensor) -> torch.Tensor:
+    """L1, squared and edge errors; brows to chin count more than hair and wall, eyes and mouth most."""
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    rows, columns = FEATURES
-    features = error[..., rows, columns]
-    squares = error.square().mean() + features.square().mean()
-    return error.abs().mean() + 0.7 * features.abs().mean() + squares + 0.5 * edges
+    loss = error.abs().mean() + error.square().mean() + 0.5 * edges
+    for part, weight in ((FEATURES, 0.7), (EYES, 0.5), (MOUTH, 0.4)):
+        inside = region(error, part)
+        loss = loss + weight * (inside.abs().mean() + inside.square().mean())
+    return loss
+
+
+DECODER = Recipe(steps=1800, batch=16, rate=1e-3)
+CLEANING = "autoencoder_cleaning"  # name of the result
+
+
+def train_decoder(
+    autoencoder: Autoencoder,
+    train: Path,
+    test: Path,
+    run_dir: Path,
+    size: int = SIZE,
+    recipe: Recipe = DECODER,
+) -> dict[str, float]:
+    """Teach the decoder alone to clean noisy latents; the latents stay what they are, so a model can
+    train on them at the same time."""
+    torch.manual_seed(recipe.seed)
+    faces, held_out = _still_faces(train, test, size)
+    decoder = decoding_part(autoencoder)
+
+    def loss_of(generator: torch.Generator) -> torch.Tensor:
+        index = torch.randint(len(faces), (recipe.batch,), generator=generator)
+        return decoding_loss(autoencoder, to_signed(faces[index]), generator)
+
+    report = partial(judge_autoencoder, autoencoder, held_out)
+    metrics = fit(decoder, loss_of, report, recipe, run_dir / "decoder")
+    save_network(autoencoder, run_dir / f"{CLEANING}.safetensors")
+    return metrics
+
+
+def decoding_part(network: Autoencoder) -> nn.ModuleDict:
+    """What `train_decoder` trains."""
+    return nn.ModuleDict({"synthesis": network.synthesis, "decoder": network.decoder})
+
+
+def decoding_loss(network: Autoencoder, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """`reconstruction_loss` of given latents, and the error of mean colours: a cell's wrong colour
+    is what shows in flat areas."""
+    with torch.no_grad():
+        latents = noisy(network.encode(images), generator)
+    error = network.decode(latents) - images
+    colours = sum(F.avg_pool2d(error, size).abs().mean() for size in (4, 16))
+    return weighted_error(error) + colours
 
 
 @torch.no_grad()
 def judge_autoencoder(network: Autoencoder, images: torch.Tensor) -> dict[str, float]:
-    """PSNR in dB of clean reconstructions, of the mouth alone, and with noisy latents."""
+    """PSNR in dB of clean reconstructions, of eyes and mouth alone, and with noisy latents; std of the
+    first and the last latent channel."""
     latents = network.encode(images)
     clean = (network.decode(latents).clamp(-1, 1) - images).square() / 4
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    noisy = network.decode(latents + 0.1 * latents.std() * noise).clamp(-1, 1)
-    rows, columns = MOUTH
+    disturbed = network.decode(latents + 0.2 * latents.std() * noise).clamp(-1, 1)
     stds = latents.std((0, 2, 3))
+
+    def decibels(error: torch.Tensor) -> float:
+        return float(-10 * error.mean((1, 2, 3)).log10().mean())
+
     return {
-        "psnr": float(-10 * clean.mean((1, 2, 3)).log10().mean()),
-        "psnr_mouth": float(-10 * clean[..., rows, columns].mean((1, 2, 3)).log10().mean()),
-        "psnr_noisy": float(-10 * ((noisy - images).square() / 4).mean().log10()),
+        "psnr": decibels(clean),
+        "psnr_eyes": decibels(region(clean, EYES)),
+        "psnr_mouth": decibels(region(clean, MOUTH)),
+        "psnr_noisy": decibels((disturbed - images).square() / 4),
         "std_first": float(stds[0]),
         "std_last": float(stds[-1]),
     }
@@ -192,14 +263,14 @@ METER = Recipe(steps=2500, batch=48, rate=2e-3)
 
 
 def train_meter(
-    autoencoder: Autoencoder, train: Path, test: Path, run_dir: Path, recipe: Recipe = METER
+    autoencoder: Autoencoder, train: Path, test: Path, run_dir: Path, size: int = SIZE, recipe: Recipe = METER
 ) -> dict[str, float]:
     """Learn to read poses from drawn faces and from the autoencoder's versions of them."""
     torch.manual_seed(recipe.seed)
     motion = np.load(train / "motion.npy")
-    faces, poses = draw_faces(motion, 300_000, 10_240), drawn_poses(motion, 300_000, 10_240)
+    faces, poses = draw_faces(motion, 300_000, 10_240, size), drawn_poses(motion, 300_000, 10_240)
     faces = torch.cat([faces[:5120], through_autoencoder(faces[5120:], autoencoder)])
-    held_out = _held_out_frames(test, autoencoder)
+    held_out = _held_out_frames(test, autoencoder, size)
     meter = FaceMeter()
 
     def loss_of(generator: torch.Generator) -> torch.Tensor:
@@ -234,11 +305,13 @@ def disturb(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return images + 0.03 * torch.randn(images.shape, generator=generator)
 
 
-def _held_out_frames(test: Path, autoencoder: Autoencoder) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _held_out_frames(
+    test: Path, autoencoder: Autoencoder, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Every fourth frame of the test clips: as drawn, as reconstructed, and the truth."""
     motion, identity = np.load(test / "motion.npy")[:, ::4], np.load(test / "identity.npy")
     clips = zip(identity, motion, strict=True)
-    drawn = torch.cat([draw_frames(person, moves) for person, moves in clips])
+    drawn = torch.cat([draw_frames(person, moves, size) for person, moves in clips])
     truth = torch.tensor(motion.reshape(-1, len(MOTION)))
     return drawn, through_autoencoder(drawn, autoencoder), truth
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("espeakng_loader")
 
 from loopy_model.autoencoder import Autoencoder, AutoencoderConfig
+from loopy_model.evaluate.rhythm import blink_interval, blink_onsets, sway_period
 from loopy_model.movement import NOSE_TIP, UPPER_FACE, mouth_opening, mouth_width
 from loopy_model.puppet import speech
 from loopy_model.puppet.clips import SPLITS, draw_clip, draw_frames
@@ -17,9 +19,10 @@ from loopy_model.puppet.faces import landmarks, render
 from loopy_model.puppet.fit import Recipe, fit
 from loopy_model.puppet.identity import draw_identity
 from loopy_model.puppet.meter import FaceMeter
-from loopy_model.puppet.motion import BLINK, MOTION, OPEN, WIDTH, draw_motion
+from loopy_model.puppet.motion import BLINK, BLINK_SHAPE, HEAD_X, MOTION, OPEN, WIDTH, draw_motion
+from loopy_model.puppet.train import LATENT_NOISE, decoding_loss, decoding_part, noisy, weighted_error
 
-SMALL = AutoencoderConfig(width=16, decoder_blocks=1)
+SMALL = AutoencoderConfig(widths=(8, 8, 16), decoder_blocks=(1, 1, 1))
 
 
 def person(seed: int = 0) -> torch.Tensor:
@@ -212,17 +215,17 @@ def test_the_brows_and_lids_lie_on_what_is_drawn() -> None:
 
 def test_frames_are_bytes() -> None:
     frames = draw_frames(person()[0].numpy(), pose().expand(3, -1).numpy())
-    assert frames.shape == (3, 3, 64, 64) and frames.dtype == torch.uint8
+    assert frames.shape == (3, 3, 128, 128) and frames.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("size", [64, 96])
+@pytest.mark.parametrize("size", [64, 128])
 def test_autoencoder_shapes(size: int) -> None:
     network = Autoencoder(SMALL)
     images = torch.rand(2, 3, size, size) * 2 - 1
     latents = network.encode(images)
-    assert latents.shape == (2, 16, size // 8, size // 8)
+    assert latents.shape == (2, 32, size // 16, size // 16)
     assert network.decode(latents).shape == images.shape
-    with pytest.raises(ValueError, match="multiple of 8"):
+    with pytest.raises(ValueError, match="multiple of 16"):
         network.encode(images[..., :-1])
 
 
@@ -237,8 +240,97 @@ def test_autoencoder_starts_as_principal_components() -> None:
     assert (network.decode(latents) - faces).abs().mean() < 0.1
 
 
+def test_training_the_decoder_leaves_the_latents_alone() -> None:
+    network, faces = Autoencoder(SMALL), render(person().expand(4, -1), _poses(4), 64) * 2 - 1
+    network.start_at_principal_components(faces)
+    network.normalise_latents(faces)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    half = decoding_part(network)
+    generator = torch.Generator().manual_seed(0)
+    optimiser = torch.optim.SGD(half.parameters(), 0.1)
+    decoding_loss(network, faces, generator).backward()
+    optimiser.step()
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed and all(name.startswith(("decoder.", "synthesis.")) for name in changed)
+
+
+def test_noise_is_up_to_a_quarter_of_the_latents_spread() -> None:
+    latents = 3 * torch.randn(400, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    added = (noisy(latents, torch.Generator().manual_seed(0)) - latents).flatten(1).std(1) / latents.std()
+    assert added.min() < 0.02 and 0.2 < added.max() < LATENT_NOISE * 1.35
+    assert added.mean() == pytest.approx(LATENT_NOISE / 2, rel=0.1)
+
+
+def test_a_wrong_colour_costs_more_than_the_same_error_in_grain() -> None:
+    """The decoder's loss looks at mean colours too, which is what shows in flat areas."""
+
+    class Wrong(torch.nn.Module):
+        def __init__(self, error: torch.Tensor) -> None:
+            super().__init__()
+            self.error = error
+
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(images), 1, 4, 4)
+
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return self.error
+
+    sign = torch.randint(0, 2, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    blocks = torch.nn.functional.interpolate(sign[..., :4, :4], scale_factor=16)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        extra = [
+            decoding_loss(Wrong(0.1 * error), torch.zeros(2, 3, 64, 64), generator)
+            - weighted_error(0.1 * error)
+            for error in (sign, blocks)
+        ]
+    assert extra[1] == pytest.approx(0.2, rel=1e-3) and extra[0] < extra[1] / 4
+
+
 def _poses(count: int) -> torch.Tensor:
     return torch.cat([pose(open=i / count, head_x=i / count - 0.5) for i in range(count)])
+
+
+def test_rhythms_differ_by_person() -> None:
+    """Periods of 2 to 5 s, of which four frames are at most 8 %."""
+    visemes = np.tile(np.array([0.0, 0.5], np.float32), (1500, 1))
+    people = [draw_motion(random.Random(f"person {i}"), visemes) for i in range(24)]
+    blinks = np.array([blink_interval(motion[:, BLINK], speech.FPS) for motion in people])
+    sways = np.array([sway_period(motion[:, HEAD_X], speech.FPS) for motion in people])
+    for seconds in (blinks, sways):
+        assert 1.9 < seconds.min() < 2.8 and 4.2 < seconds.max() < 5.2
+    assert abs(np.corrcoef(blinks, sways)[0, 1]) < 0.5
+    for motion, mean in zip(people, blinks):
+        assert np.ptp(np.diff(blink_onsets(motion[:, BLINK]))) <= 0.13 * mean * speech.FPS + 2
+    assert len(BLINK_SHAPE) < 16  # shorter than the widest gap of the segments: not seen for sure
+
+
+def test_the_share_of_one_process_is_every_nth_clip(tmp_path: Path) -> None:
+    """Two processes make all clips between them, and the same as one."""
+    pytest.importorskip("transformers")
+    from loopy_model.puppet.clips import encode_share, write_clips
+    from loopy_model.puppet.fit import save_network
+    from loopy_model.puppet.pack import pack_encoders
+    from loopy_model.speech_encoder import SpeechEncoder
+
+    torch.manual_seed(0)
+    autoencoder, encoder = Autoencoder(), SpeechEncoder()
+    made: dict[str, list[set[str]]] = {"one": [], "two": []}
+    for run, shares in (("one", [(0, 1)]), ("two", [(0, 2), (1, 2)])):
+        folder = tmp_path / run
+        for split in SPLITS:
+            write_clips(folder / "prepared" / split, SPLITS[split], 3, frames=12)
+        save_network(autoencoder, folder / "autoencoder.safetensors")
+        save_network(encoder, folder / "speech_encoder.safetensors")
+        pack_encoders(autoencoder, encoder, folder / "encoders.safetensors", 64)
+        for share in shares:
+            encode_share(folder, 64, share)
+            made[run].append({path.name for path in (folder / "prepared" / "encoded").iterdir()})
+    half, both = made["two"]
+    assert len(half) == 4 and both == made["one"][0] and len(both) == 6  # clips 0 and 2 of each split first
+    for name in both:
+        one, two = (load_file(tmp_path / run / "prepared" / "encoded" / name) for run in made)
+        assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_speech_encoder_gives_all_hidden_states() -> None:
@@ -276,3 +368,17 @@ def test_interrupted_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "parts", recipe, stop=3)
     assert torch.equal(whole, train(tmp_path / "parts", recipe))
+
+
+def test_a_laboratory_remembers_what_it_was_begun_with(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from loopy_model.puppet.laboratory import Laboratory
+
+    Laboratory(tmp_path, 64, clips=3)
+    Laboratory(tmp_path, 64, clips=3, workers=2)  # how many work does not matter
+    for other, sentence in (
+        ({"size": 128, "clips": 3}, "--size 64, not 128"),
+        ({"size": 64}, "--clips 3, not 1000"),
+    ):
+        with pytest.raises(ValueError, match=f"was begun with {sentence}; use that again"):
+            Laboratory(tmp_path, **other)
