@@ -22,12 +22,9 @@ def clip_statistics(frames: Tensor, clip: int) -> dict[str, np.ndarray]:
     }
 
 
-def drift(frames: Tensor, clip: int) -> dict[str, float]:
-    """Largest deviation of any clip from the first, as a share of the first, per statistic."""
-    return {
-        name: float(np.abs(values / values[0] - 1).max())
-        for name, values in clip_statistics(frames, clip).items()
-    }
+def drift(values: np.ndarray) -> float:
+    """Largest deviation of any clip from the first, as a share of the first."""
+    return float(np.abs(values / values[0] - 1).max())
 
 
 def trend(values: np.ndarray) -> float:

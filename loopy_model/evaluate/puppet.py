@@ -7,8 +7,8 @@ results.json, report.html and the videos; the tables are printed too.
 """
 
 import argparse
-import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,16 +16,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from ..config import SAMPLE_RATE
+from ..config import PUPPET, SAMPLE_RATE
 from ..pipeline import BUNDLED, Pipeline
 from ..prepare.records import write_whole
+from ..puppet.clips import draw_frames
 from ..puppet.motion import MOTION
 from ..sampling import Guidance
 from ..video import read_video, write_video
-from .drift import clip_statistics, drift
+from ..weights import content_digest
+from .drift import clip_statistics
 from .held_out import (
+    METER,
     HeldOut,
     contact_sheet,
     flat_noise,
@@ -38,9 +42,11 @@ from .held_out import (
 from .puppet_report import SHEET, summarise, tables, write_report
 from .rhythm import blink_interval, sway_period
 
+VERSION = 2  # of the pieces; raise it when a measurement changes
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SOURCES = ("head movement", "expression")
 OPEN, WIDTH, BLINK, HEAD = (MOTION.index(name) for name in ("open", "width", "blink", "head_x"))
+PAST = PUPPET.clip.motion_span  # frames of truth before a video goes on: 5 s, whatever the model looks at
 FIRST_LONG = 16  # number of the first face of the long videos: others than those of the short ones
 
 
@@ -52,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--report", type=Path, required=True, help="folder of everything that is written")
     parser.add_argument("--model", type=Path, default=BUNDLED, help="checkpoint (the bundled puppet)")
+    parser.add_argument(
+        "--meter", type=Path, default=METER, help="face meter of the laboratory (the bundled one)"
+    )
     parser.add_argument("--faces", type=int, default=16, help="faces, each with its own voice and text (16)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each face's video (4)")
     parser.add_argument("--long-faces", type=int, default=4, help="long videos after 5 s of truth (4)")
@@ -80,15 +89,17 @@ class Piece:
     make: Callable[[], dict]
 
 
-class Laboratory:
+class Evaluation:
     """Makes the videos and measures them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.pipeline, self.meter = args, Pipeline(args.model), load_meter()
+        self.args, self.pipeline, self.meter = args, Pipeline(args.model), load_meter(args.meter)
         self.clip = self.pipeline.config.clip
         self.size = self.pipeline.config.image_size
         self.made_by = {
-            "model": hashlib.sha256(args.model.read_bytes()).hexdigest()[:16],
+            "version": VERSION,
+            "model": content_digest(args.model)[:16],
+            "meter": content_digest(args.meter)[:16],
             "sampling": [args.steps, args.audio_ratio, args.ref_ratio],
         }
 
@@ -133,7 +144,9 @@ class Laboratory:
     def talk(self, number: int) -> dict:
         """From the portrait alone."""
         truth = held_out(number, round(self.args.seconds * self.clip.fps), self.size)
+        began = time.perf_counter()
         made = self._generate(truth, number)
+        took = time.perf_counter() - began
         self._write(f"face-{number:02}", made, truth)
         with torch.inference_mode():
             through_vae = self.pipeline.decode(self.pipeline.encode(truth.frames))
@@ -147,18 +160,19 @@ class Laboratory:
             "identity_floor": identity_error(made, other),
             "flat_noise": flat_noise(made),
             "flat_noise_ceiling": flat_noise(through_vae),
+            "seconds_per_second": took * self.clip.fps / len(made),
+            "threads": torch.get_num_threads(),
             **self._movement(truth, made, truth.motion),
         }
 
     def go_on(self, number: int) -> dict:
         """The second after five seconds of truth."""
-        span, fps = self.clip.motion_span, self.clip.fps
-        truth = held_out(number, span + fps, self.size)
-        made = self._generate(truth, number, past=truth.frames[:span])
+        truth = held_out(number, PAST + self.clip.fps, self.size)
+        made = self._generate(truth, number, past=truth.frames[:PAST])
         return {
             "head": self._read(made, HEAD),
-            "truth": truth.motion[span:, HEAD].tolist(),
-            "last": truth.motion[span - 1, HEAD].item(),
+            "truth": truth.motion[PAST:, HEAD].tolist(),
+            "last": truth.motion[PAST - 1, HEAD].item(),
         }
 
     def at_level(self, source: str, level: float, number: int) -> dict:
@@ -169,13 +183,12 @@ class Laboratory:
 
     def talk_long(self, number: int) -> dict:
         """Long after five seconds of truth: rhythms and drift."""
-        span, fps = self.clip.motion_span, self.clip.fps
-        truth = held_out(
-            FIRST_LONG + number, span + round(self.args.long_seconds * fps), self.size, drawn=span
-        )
+        fps = self.clip.fps
+        frames = PAST + round(self.args.long_seconds * fps)
+        truth = held_out(FIRST_LONG + number, frames, self.size, drawn=PAST)
         made = self._generate(truth, number, past=truth.frames)
-        self._write(f"long-{number:02}", made, truth, start=span)
-        read, true = np.array(self._read(made)), truth.motion[span:].numpy()
+        self._write(f"long-{number:02}", made, truth, start=PAST)
+        read, true = np.array(self._read(made)), truth.motion[PAST:].numpy()
         return {
             "read": read.round(4).tolist(),
             "truth": true.round(4).tolist(),
@@ -183,9 +196,10 @@ class Laboratory:
             "blink_interval_truth": blink_interval(true[:, BLINK], fps),
             "sway_period": sway_period(read[:, HEAD], fps),
             "sway_period_truth": sway_period(true[:, HEAD], fps),
-            "drift": drift(made, self.clip.frames),
-            "statistics": {k: v.tolist() for k, v in clip_statistics(made, self.clip.frames).items()},
-            **self._movement(truth, made, truth.motion[span:]),
+            "statistics": self._statistics(made),
+            "statistics_truth": self._statistics(self._drawn(truth.identity, true)),
+            "statistics_posed": self._statistics(self._drawn(truth.identity, read)),
+            **self._movement(truth, made, truth.motion[PAST:]),
         }
 
     # --- tools ---------------------------------------------------------------------------
@@ -198,6 +212,14 @@ class Laboratory:
 
     def _read(self, frames: Tensor, channel: int | slice = slice(None)) -> list:
         return measure(self.meter, frames)[:, channel].tolist()
+
+    def _drawn(self, identity: np.ndarray, motion: np.ndarray) -> Tensor:
+        """The drawing of a face in these poses (F, 8) -> (F, S, S, 3) 0..1."""
+        frames = draw_frames(identity, motion.astype(np.float32), self.size)
+        return rearrange(frames, "f c h w -> f h w c").float() / 255
+
+    def _statistics(self, frames: Tensor) -> dict[str, list[float]]:
+        return {name: values.tolist() for name, values in clip_statistics(frames, self.clip.frames).items()}
 
     def _movement(self, truth: HeldOut, made: Tensor, true: Tensor) -> dict[str, float]:
         """Mean Glo and Exp per clip, of what was made and of the truth."""
@@ -230,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     if not args.model.is_file():
         raise SystemExit(f"there is no model {args.model}; check the path.")
-    pieces = Laboratory(args).run()
+    pieces = Evaluation(args).run()
     results = summarise(pieces)
     write_whole(args.report / "results.json", lambda path: path.write_text(json.dumps(results, indent=2)))
     write_sheet(args, sum(name.startswith("face-") for name in pieces))

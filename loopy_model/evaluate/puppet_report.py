@@ -8,8 +8,8 @@ import numpy as np
 
 from ..puppet.motion import MOTION
 from . import page
-from .drift import STATISTICS, trend
-from .rhythm import continuation, known_mean, ratio_error
+from .drift import STATISTICS, drift, trend
+from .rhythm import continuation, known_mean, rhythm_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Pieces = dict[str, dict]
 MOUTH = ("open", "width")
 SHEET = "contact_sheet.jpg"
+KINDS = ("generated", "truth", "equal_pose")  # of the curves of a long video
 
 
 def summarise(pieces: Pieces) -> dict[str, dict]:
@@ -25,6 +26,7 @@ def summarise(pieces: Pieces) -> dict[str, dict]:
     results = {"faces": len(faces), **_levels(pieces)}
     if faces:
         results |= {"lip_sync": _lip_sync(faces), "picture": _picture(faces), "movement": _movement(faces)}
+        results["speed"] = _speed(faces)
     if continued := _named(pieces, "continued"):
         heads, true = (np.array([piece[key] for piece in continued]) for key in ("head", "truth"))
         results["continuation"] = continuation(heads, true, np.array([piece["last"] for piece in continued]))
@@ -64,6 +66,11 @@ def _picture(faces: list[dict]) -> dict[str, float]:
     return {key: _mean(faces, key) for key in keys}
 
 
+def _speed(faces: list[dict]) -> dict[str, float]:
+    """From portrait and voice to frames, on that many threads."""
+    return {key: _mean(faces, key) for key in ("seconds_per_second", "threads")}
+
+
 def _movement(faces: list[dict]) -> dict[str, float]:
     """Appendix B: Glo and Exp, and the mean difference to the truth's of the same video."""
     return {
@@ -85,30 +92,44 @@ def _levels(pieces: Pieces) -> dict[str, dict]:
     return found
 
 
-def _rhythm(long: list[dict]) -> dict[str, float]:
+def _rhythm(long: list[dict]) -> dict[str, dict[str, float]]:
+    """Blink intervals and sway periods in seconds. `error` is per face; `memoryless` is that of a face
+    which shows the mean of all true rhythms; `error_of_means` compares the means of those that have one."""
     rows = {}
     for key in ("blink_interval", "sway_period"):
-        made, true = (np.array([piece[k] for piece in long]) for k in (key, f"{key}_truth"))
-        rows |= {
-            key: known_mean(made),
-            f"{key}_truth": known_mean(true),
-            f"{key}_error": ratio_error(made, true),  # of the means
-            f"{key}_error_per_face": _known_median(abs(made / true - 1)),
+        made, true = (np.array([piece[k] for piece in long], float) for k in (key, f"{key}_truth"))
+        rows[key] = {
+            "generated": known_mean(made),
+            "truth": float(true.mean()),
+            "without_rhythm": int(np.isnan(made).sum()),
+            "error": rhythm_error(made, true),
+            "memoryless": rhythm_error(np.full_like(true, true.mean()), true),
+            "error_of_means": abs(known_mean(made) / float(true.mean()) - 1),
         }
     return rows
 
 
-def _known_median(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(np.median(known)) if len(known) else float("nan")
+def _drift(long: list[dict]) -> dict[str, dict[str, float]]:
+    """The largest deviation of a clip from its video's first, and the largest change along a straight
+    line. Mouth, lids and head change the statistics of a clip too, as the truth shows; in the rows of
+    equal pose each clip is compared with the drawing of the face in the poses that it shows."""
+    return {kind: _largest([_curves(piece)[kind] for piece in long]) for kind in KINDS}
 
 
-def _drift(long: list[dict]) -> dict[str, float]:
-    """The largest deviation of a clip from its video's first, and the change along a straight line."""
+def _curves(piece: dict) -> dict[str, dict[str, np.ndarray]]:
+    """Statistics per clip of a long video."""
+    made, truth, posed = (
+        {name: np.array(values) for name, values in piece[key].items()}
+        for key in ("statistics", "statistics_truth", "statistics_posed")
+    )
+    return dict(zip(KINDS, (made, truth, {name: made[name] / posed[name] for name in STATISTICS})))
+
+
+def _largest(videos: list[dict[str, np.ndarray]]) -> dict[str, float]:
     rows = {}
     for name in STATISTICS:
-        rows[name] = max(piece["drift"][name] for piece in long)
-        rows[f"{name}_trend"] = max((trend(np.array(p["statistics"][name])) for p in long), key=abs)
+        rows[name] = max(drift(video[name]) for video in videos)
+        rows[f"{name}_trend"] = max((trend(video[name]) for video in videos), key=abs)
     return rows
 
 
@@ -191,11 +212,14 @@ def _rhythm_curves(long: Pieces) -> "Figure":
 def _drift_curves(long: Pieces) -> "Figure":
     drawn, axes = _axes(len(STATISTICS))
     for axis, name in zip(axes, STATISTICS):
-        for piece in long.values():
-            values = np.array(piece["statistics"][name])
-            axis.plot(values / values[0])
+        for number, piece in enumerate(long.values()):
+            curves = _curves(piece)
+            for kind, style in zip(("generated", "equal_pose"), (":", "-")):
+                values = curves[kind][name]
+                axis.plot(values / values[0], style, color=f"C{number}", lw=1, label=kind.replace("_", " "))
         axis.axhspan(0.95, 1.05, color="0.9")
         axis.set_ylabel(name)
+    axes[0].legend(*(both[:2] for both in axes[0].get_legend_handles_labels()))
     axes[-1].set_xlabel("clip")
     return drawn
 

@@ -27,20 +27,21 @@ def blink_interval(blink: np.ndarray, fps: int) -> float:
 
 
 def sway_period(head: np.ndarray, fps: int) -> float:
-    """Period in seconds of the strongest oscillation of a head's position: the peak of the
-    power spectrum (Hann window, zero-padded) between two frames and `LONGEST_SWAY`."""
-    head = np.asarray(head, float)
-    window = np.hanning(len(head))
+    """Period in seconds of the strongest movement of a head's position: the peak of the power spectrum
+    (straight line taken out, Hann window, zero-padded). NaN where that is slower than `LONGEST_SWAY`:
+    the head drifts, or hangs about, but does not sway."""
+    times = np.arange(len(head))
+    moved = np.asarray(head, float) - np.polyval(np.polyfit(times, head, 1), times)
     size = 16 * len(head)
-    power = np.abs(np.fft.rfft((head - head.mean()) * window, size)) ** 2
-    frequency = np.fft.rfftfreq(size, 1 / fps)
-    power[frequency < 1 / LONGEST_SWAY] = 0
-    return float(1 / frequency[power.argmax()])
+    power = np.abs(np.fft.rfft(moved * np.hanning(len(head)), size)) ** 2
+    frequency = np.fft.rfftfreq(size, 1 / fps)[power.argmax()]
+    return float(1 / frequency) if frequency >= 1 / LONGEST_SWAY else float("nan")
 
 
-def ratio_error(found: np.ndarray, true: np.ndarray) -> float:
-    """How far the mean of `found` is from the mean of `true`, as a share of it; NaN values are left out."""
-    return abs(known_mean(found) / known_mean(true) - 1)
+def rhythm_error(found: np.ndarray, true: np.ndarray) -> float:
+    """Mean over faces of how far `found` is from `true`, as a share of it; a face that has no rhythm
+    (NaN) is off by 1, and nothing is by more."""
+    return float(np.nan_to_num(np.abs(found / true - 1), nan=1.0).clip(max=1.0).mean())
 
 
 def known_mean(values: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ import torch
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("matplotlib")
 
-from loopy_model.evaluate.held_out import held_out, movement_of
-from loopy_model.evaluate.puppet import Laboratory, build_parser, main
+from loopy_model.evaluate.drift import STATISTICS
+from loopy_model.evaluate.held_out import METER, held_out, movement_of
+from loopy_model.evaluate.puppet import Evaluation, build_parser, main
 from loopy_model.evaluate.puppet_report import rows_of, summarise, tables
+from loopy_model.puppet.fit import save_network
+from loopy_model.puppet.meter import FaceMeter
 from loopy_model.puppet.motion import MOTION
 from loopy_model.video import read_video
 
@@ -31,7 +35,7 @@ def face(opening: list[float], truth: list[float], **values: float) -> dict:
 
     defaults = dict.fromkeys(
         ("identity", "identity_ceiling", "identity_floor", "flat_noise", "flat_noise_ceiling"), 0.01
-    )
+    ) | {"seconds_per_second": 2.0, "threads": 1}
     movement = {"glo": 1.0, "glo_truth": 1.5, "exp": 0.2, "exp_truth": 0.1}
     return {
         "read": motion(opening),
@@ -74,23 +78,49 @@ def test_levels_are_sorted_and_averaged_over_the_faces() -> None:
     assert summarise(pieces)["glo_by_level"] == {"0.00": 0.5, "0.50": 1.0, "1.00": 1.5}
 
 
-def test_rhythm_errors_are_of_the_means_and_of_the_median_face() -> None:
+DRIFTING = {
+    # Of the drawing in the same pose: 1, 1.05 and 1 times.
+    "statistics": {name: [1.0, 1.25, 1.2] for name in STATISTICS},
+    "statistics_truth": {name: [2.0, 2.0, 2.0] for name in STATISTICS},
+    "statistics_posed": {name: [1.0, 1.25 / 1.05, 1.2] for name in STATISTICS},
+}
+
+
+def test_rhythm_errors_are_of_each_face_and_of_the_means() -> None:
     def piece(blink: float, truth: float) -> dict:
         return {
             "blink_interval": blink,
             "blink_interval_truth": truth,
             "sway_period": 3.0,
             "sway_period_truth": 4.0,
-            "drift": {"mean": 0.01, "contrast": 0.02, "sharpness": 0.03},
-            "statistics": {name: [1.0, 1.1, 1.2] for name in ("mean", "contrast", "sharpness")},
+            **DRIFTING,
         }
 
     found = summarise({"long-00": piece(2.0, 4.0), "long-01": piece(6.0, 4.0), "long-02": piece(4.0, 4.0)})
-    rhythm = found["rhythm"]
-    assert rhythm["blink_interval_error"] == pytest.approx(0)
-    assert rhythm["blink_interval_error_per_face"] == pytest.approx(0.5)
-    assert rhythm["sway_period_error"] == pytest.approx(0.25)
-    assert found["drift"]["sharpness"] == 0.03 and found["drift"]["mean_trend"] == pytest.approx(0.2)
+    blinks = found["rhythm"]["blink_interval"]
+    assert blinks["generated"] == blinks["truth"] == 4.0 and blinks["error_of_means"] == pytest.approx(0)
+    assert blinks["error"] == pytest.approx(1 / 3) and blinks["memoryless"] == 0  # all are equal in truth
+    assert found["rhythm"]["sway_period"]["error"] == pytest.approx(0.25)
+    none = summarise({"long-00": piece(float("nan"), 2.0), "long-01": piece(6.0, 6.0)})["rhythm"]
+    assert none["blink_interval"]["without_rhythm"] == 1
+    assert none["blink_interval"]["error"] == pytest.approx(0.5)
+    assert none["blink_interval"]["memoryless"] == pytest.approx((1 + 1 / 3) / 2)  # 4 s of 2 and of 6
+
+
+def test_drift_at_equal_pose_leaves_out_what_the_face_does() -> None:
+    """What the poses explain is no drift, even where the truth was steady."""
+    long = {
+        "blink_interval": 3.0,
+        "blink_interval_truth": 3.0,
+        "sway_period": 3.0,
+        "sway_period_truth": 3.0,
+    }
+    found = summarise({"long-00": {**long, **DRIFTING}})["drift"]
+    assert found["generated"]["mean"] == pytest.approx(0.25)
+    assert found["generated"]["mean_trend"] == pytest.approx(0.2 / 1.05)  # the line starts at 1.05
+    assert found["truth"]["mean"] == 0
+    assert found["equal_pose"]["mean"] == pytest.approx(0.05)
+    assert found["equal_pose"]["mean_trend"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_glo_of_read_poses_is_that_of_the_drawn_landmarks() -> None:
@@ -114,7 +144,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_writes_every_figure_a_page_and_videos_that_play(report: Path) -> None:
     results = json.loads((report / "results.json").read_text())
     groups = {"lip_sync", "picture", "movement", "continuation", "rhythm", "drift", "glo_by_level"}
-    assert groups <= results.keys()
+    assert groups <= results.keys() and results["speed"]["seconds_per_second"] > 0
     assert list(results["exp_by_level"]) == ["0.00", "0.25", "0.50", "0.75", "1.00"]
     assert len(tables(results).splitlines()) == len(rows_of(results)) > 40
     page = (report / "report.html").read_text()
@@ -130,10 +160,10 @@ def test_a_second_run_makes_nothing_again_but_what_is_missing(
     before = (report / "results.json").read_text()
     (report / "pieces" / "continued-01.json").unlink()
     made: list[int] = []
-    go_on = Laboratory.go_on
-    monkeypatch.setattr(Laboratory, "go_on", lambda self, n: made.append(n) or go_on(self, n))
+    go_on = Evaluation.go_on
+    monkeypatch.setattr(Evaluation, "go_on", lambda self, n: made.append(n) or go_on(self, n))
     for other in ("talk", "talk_long", "at_level"):
-        monkeypatch.setattr(Laboratory, other, None)
+        monkeypatch.setattr(Evaluation, other, None)
     main(["--report", str(report), *SHORT.split()])
     assert made == [1] and (report / "results.json").read_text() == before
 
@@ -143,22 +173,40 @@ def test_processes_share_the_work_by_name(report: Path, monkeypatch: pytest.Monk
         (report / "pieces" / f"{name}.json").unlink()
     made: list[str] = []
     for kind in ("talk", "talk_long"):
-        make = getattr(Laboratory, kind)
-        monkeypatch.setattr(Laboratory, kind, lambda self, n, k=kind, m=make: made.append(k) or m(self, n))
-    laboratory = Laboratory(
+        make = getattr(Evaluation, kind)
+        monkeypatch.setattr(Evaluation, kind, lambda self, n, k=kind, m=make: made.append(k) or m(self, n))
+    evaluation = Evaluation(
         build_parser().parse_args(["--report", str(report), *SHORT.split(), "--only", "long"])
     )
-    assert "face-00" not in laboratory.run() and made == ["talk_long"]
+    assert "face-00" not in evaluation.run() and made == ["talk_long"]
     main(["--report", str(report), *SHORT.split()])
     assert made == ["talk_long", "talk"]
 
 
-def test_another_setting_makes_the_pieces_again(report: Path) -> None:
-    args = build_parser().parse_args(["--report", str(report), *SHORT.split()])
-    laboratory = Laboratory(args)
-    assert laboratory.made_by["sampling"] == [2, 3.0, 1.5]
-    path = report / "pieces" / "face-00.json"
-    assert json.loads(path.read_text())["made_by"] == {**laboratory.made_by, "length": 0.48}
+@pytest.mark.parametrize("change", ["--steps 3", "--audio-ratio 2", "--long-seconds 2"])
+def test_another_setting_makes_the_pieces_again(
+    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    copy = Path(shutil.copytree(report, tmp_path / "report"))
+    made = []
+    for kind in ("talk", "go_on", "talk_long"):
+        monkeypatch.setattr(Evaluation, kind, lambda self, n, k=kind: made.append(k) or {})
+    asked = ["--report", str(copy), *SHORT.split(), *change.split(), "--only", "face", "continued", "long"]
+    Evaluation(build_parser().parse_args(asked)).run()
+    every = ["talk", "talk", "go_on", "go_on", "talk_long"]
+    assert made == (["talk_long"] if "long" in change else every)
+
+
+def test_another_meter_makes_the_pieces_again(report: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    other = tmp_path / "meter.safetensors"
+    save_network(FaceMeter(), other)
+    asked = ["--report", str(report), *SHORT.split()]
+    ours, others = (
+        Evaluation(build_parser().parse_args([*asked, "--meter", str(m)])) for m in (METER, other)
+    )
+    assert ours.made_by != others.made_by
+    assert {**ours.made_by, "meter": ""} == {**others.made_by, "meter": ""}
 
 
 def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
