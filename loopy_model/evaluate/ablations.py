@@ -1,0 +1,171 @@
+"""`python -m loopy_model.evaluate ablations --run-dir DIR`: the paper's table 3 in miniature.
+
+Every variant of `VARIANTS` is trained on the puppet's clips from the same first stage with the same
+budget, seeds and samples, then measured on the same held-out clips and noise. Trainings and
+measurements go on where they were stopped. As soon as RUN_DIR/first-stage/loopy.safetensors is there, a
+second process may work on other --variants or --seeds of the same run at the same time.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from ..config import LoopyConfig
+from ..model import Loopy
+from ..pipeline import Pipeline
+from ..prepare.records import write_whole
+from ..puppet.laboratory import LABORATORY, Laboratory
+from ..puppet.pack import pack
+from ..train.data import Place, PreparedClips, Samples, collate
+from ..train.export import train
+from ..train.objective import Objective
+from ..train.record import validation_conditions, with_condition
+from ..train.stages import RECIPES, Recipe, Stage
+from ..weights import load_tensors, read_header
+from .ablation_report import LOSS, MEASURED, read_results, write_report
+from .puppet import Evaluation
+from .puppet import build_parser as puppet_parser
+from .variants import VARIANTS, config_of, folder_of
+
+METER = "meter.safetensors"  # the last thing that a laboratory gets
+SIZE = 64  # 4x4 latent cells train 2.5 times as fast as 8x8; only differences between models count here
+STAGE_ONE, STAGE_TWO, *_ = RECIPES["puppet"].stages
+# One branch (both ratios 1): guidance would hide what a model has learnt, at three times the cost.
+SETTINGS = "--faces 8 --seconds 3 --long-faces 4 --long-seconds 60 --level-faces 0 --steps 12 --audio-ratio 1 --ref-ratio 1"
+LOSS_SAMPLES = 192  # windows of the held-out clips, each with its own noise and timestep
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m loopy_model.evaluate ablations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--lab",
+        type=Path,
+        help="run directory of `python -m loopy_model.puppet` to train and measure with (one of 64x64 pixels "
+        "is made in RUN_DIR/lab)",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw and encode its clips (1)")
+    parser.add_argument("--run-dir", type=Path, required=True, help="everything is written here")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="default: all"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="default: 0 1")
+    parser.add_argument(
+        "--first-steps", type=int, default=1000, help="steps of the shared first stage (1000)"
+    )
+    parser.add_argument("--steps", type=int, default=1200, help="steps of each variant's second stage (1200)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    return parser
+
+
+def recipe_of(name: str, config: LoopyConfig, stage: Stage, seed: int) -> Recipe:
+    return replace(RECIPES["puppet"], name=name, config=config, stages=(stage,), seed=seed)
+
+
+class Ablations:
+    """One run directory: the first stage, a folder per variant and seed, and what was measured."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.lab = args, args.lab or made_laboratory(args.run_dir / "lab", args.workers)
+        self.data = self.lab / "prepared"
+        self.base = read_header(self.lab / "encoders.safetensors").config
+
+    def run(self) -> dict[str, dict]:
+        """Results by "variant/seed-n"; also those that another process has put there."""
+        for seed in self.args.seeds:
+            for variant in self.args.variants:
+                print(f"{variant}, seed {seed}", flush=True)
+                self.measure(self.folder(variant, seed), self.train(variant, seed))
+        return read_results(self.args.run_dir)
+
+    def folder(self, variant: str, seed: int) -> Path:
+        return self.args.run_dir / folder_of(variant, seed)
+
+    # --- training ------------------------------------------------------------------------
+
+    def train(self, variant: str, seed: int) -> Path:
+        """-> the variant's model."""
+        config = config_of(variant, self.base)
+        stage = replace(STAGE_TWO, steps=self.args.steps)
+        base = started_from(self.first_stage, config, self.base, seed)
+        return train(recipe_of(variant, config, stage, seed), self.data, self.folder(variant, seed), base)
+
+    @cached_property
+    def first_stage(self) -> dict[str, torch.Tensor]:
+        """What all variants share: the spatial layers after stage one, seed 0."""
+        stage = replace(STAGE_ONE, steps=self.args.first_steps)
+        recipe = recipe_of("first stage", self.base, stage, 0)
+        return load_tensors(train(recipe, self.data, self.args.run_dir / "first-stage"))["loopy"]
+
+    # --- measuring -----------------------------------------------------------------------
+
+    def measure(self, folder: Path, loopy: Path) -> None:
+        """Makes what is missing of the pieces and of the held-out loss, which comes last."""
+        whole = pack(self.lab, loopy, folder / "whole.safetensors")
+        files = ["--report", folder / MEASURED, "--model", whole, "--meter", self.lab / METER]
+        Evaluation(puppet_parser().parse_args([*map(str, files), *SETTINGS.split()])).run()
+        if not (folder / LOSS).is_file():
+            losses = json.dumps(self.held_out_loss(whole))
+            write_whole(folder / LOSS, lambda path: path.write_text(losses))
+
+    def held_out_loss(self, whole: Path) -> dict[str, float]:
+        """Mean loss per condition; windows, noise and timesteps are the same for every variant and seed."""
+        model = Pipeline(whole).model
+        objective = Objective(model)
+        samples = Samples(PreparedClips(self.data, "test", model.config), STAGE_TWO, (0, 0), LOSS_SAMPLES)
+        losses: dict[str, list[torch.Tensor]] = {name: [] for name in validation_conditions(STAGE_TWO)}
+        with torch.inference_mode():
+            for index in range(LOSS_SAMPLES):
+                batch, draws = collate([samples[Place(0, index)]])
+                for name, found in losses.items():
+                    found.append(objective(batch, with_condition(draws, name), False))
+        return {name: torch.cat(found).mean().item() for name, found in losses.items()}
+
+
+def made_laboratory(folder: Path, workers: int) -> Path:
+    """Clips and networks at `SIZE` pixels; what is there already stays."""
+    Laboratory(folder, SIZE, workers=workers).make(LABORATORY)
+    return folder
+
+
+def started_from(
+    first: dict[str, torch.Tensor], config: LoopyConfig, base: LoopyConfig, seed: int
+) -> dict[str, torch.Tensor]:
+    """A variant's weights before stage two: what stage one has trained from `first`, what the full model
+    of that seed has too from there, and the rest fresh. The temporal and audio layers are silent still."""
+    torch.manual_seed(seed)
+    full = Loopy(base).state_dict()
+    weights = Loopy(config).state_dict()
+    for name, weight in weights.items():
+        if not _is_new(name):
+            weights[name] = first[name].float()
+        elif name in full and full[name].shape == weight.shape and not name.endswith("positions"):
+            weights[name] = full[name]  # positions are no chance, but what time a frame stands at
+    return weights
+
+
+def _is_new(name: str) -> bool:
+    """Whether stage one leaves this weight alone."""
+    return name.startswith("audio") or any(
+        part in name for part in ("inter_modules", "audio_modules", "intra_modules")
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(arguments)
+    if args.lab and not (args.lab / METER).is_file():
+        raise SystemExit(f"{args.lab} is no whole laboratory; make it with `python -m loopy_model.puppet`.")
+    torch.set_num_threads(args.threads)
+    try:
+        results = Ablations(args).run()
+    except ValueError as error:  # a sentence: the directory was begun with other settings
+        raise SystemExit(str(error)) from error
+    print(write_report(args.run_dir, results))
