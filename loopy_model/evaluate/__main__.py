@@ -1,7 +1,9 @@
-"""`python -m loopy_model.evaluate videos | puppet`
+"""`python -m loopy_model.evaluate videos | puppet | ablations | figures`
 
 videos      the paper's metrics of any video files (docs/evaluation.md)
 puppet      everything that is claimed of a puppet model, on held-out faces (docs/puppet.md)
+ablations   the paper's table 3 in miniature: trains and measures the variants (docs/ablations.md)
+figures     prints every figure of the last two from what they have written
 
 Each explains itself with `--help`.
 """
@@ -9,7 +11,7 @@ Each explains itself with `--help`.
 import sys
 from importlib import import_module
 
-PARTS = ("videos", "puppet")
+PARTS = ("videos", "puppet", "ablations", "figures")
 
 
 def main() -> None:

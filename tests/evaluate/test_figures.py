@@ -1,0 +1,49 @@
+"""`evaluate figures` prints what the other commands have written, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("espeakng_loader")
+pytest.importorskip("accelerate")
+
+from loopy_model.evaluate.figures import main
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    (tmp_path / "loopy").mkdir()
+    rows = [{"step": 200, "loss": 0.5, "open": 0.8}, {"step": 400, "loss": 0.25, "open": 0.9125}]
+    (tmp_path / "speech.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    log = [
+        {"stage": "one", "step": 1, "loss": 1.0, "seconds": 90.0},
+        {"stage": "one", "step": 2, "loss": 0.9, "seconds": 90.0},
+        {"stage": "one", "step": 2, "validation": {"all": 0.75}},
+        {"stage": "two", "step": 1, "validation": {"all": 0.5, "no audio": 0.625}, "seconds": 60.0},
+    ]
+    (tmp_path / "loopy" / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
+    return tmp_path
+
+
+def test_the_training_in_figures(lab: Path, capsys: pytest.CaptureFixture) -> None:
+    main(["--lab", str(lab)])
+    shown = capsys.readouterr().out
+    assert "speech: 400 steps; loss 0.250, open 0.912" in shown
+    assert "stage one: 2 steps, 3 min; held-out loss: all 0.7500" in shown
+    assert "stage two: 1 steps, 1 min; held-out loss: all 0.5000, no audio 0.6250" in shown
+    assert "Puppet" not in shown and "Ablations" not in shown
+
+
+def test_the_results_in_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    results = {"faces": 16, "lip_sync": {"generated": {"open": 0.91234}}, "glo_by_level": {"0.50": 1.25}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    main(["--report", str(tmp_path)])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["lip", "sync", "generated", "open", "0.9123"] in lines
+    assert ["glo", "by", "level", "0.50", "1.2500"] in lines
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="there is no folder .*nothing; check the path"):
+        main(["--lab", str(tmp_path / "nothing")])
