@@ -10,7 +10,7 @@ pytest.importorskip("espeakng_loader")
 
 from loopy_model.config import PUPPET
 from loopy_model.evaluate.held_out import flat_noise, held_out, load_meter, measure
-from loopy_model.evaluate.puppet import Laboratory, build_parser
+from loopy_model.evaluate.puppet import Evaluation, build_parser
 from loopy_model.evaluate.puppet_report import summarise
 from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.puppet.motion import MOTION
@@ -33,8 +33,8 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Namespace:
 @pytest.fixture(scope="module")
 def pieces(asked: Namespace) -> dict[str, dict]:
     """Two faces talk for 4 s each."""
-    laboratory = Laboratory(asked)
-    return {f"face-{number:02}": laboratory.talk(number) for number in range(2)}
+    evaluation = Evaluation(asked)
+    return {f"face-{number:02}": evaluation.talk(number) for number in range(2)}
 
 
 def test_file_is_small_and_says_what_it_is(pipeline: Pipeline) -> None:
@@ -46,15 +46,15 @@ def test_file_is_small_and_says_what_it_is(pipeline: Pipeline) -> None:
 
 def test_mouth_follows_a_held_out_voice(pieces: dict[str, dict]) -> None:
     rows = summarise(pieces)["lip_sync"]
-    assert rows["generated"]["open"] >= 0.75 and rows["generated"]["width"] >= 0.5
+    assert rows["generated"]["open"] >= 0.8 and rows["generated"]["width"] >= 0.5
     assert rows["ceiling"]["open"] >= 0.95
     assert rows["floor"]["open"] <= 0.4
 
 
 def test_identity_is_kept_and_walls_are_clean(pieces: dict[str, dict]) -> None:
     for piece in pieces.values():
-        assert piece["identity"] < 0.06 < piece["identity_floor"]
-        assert piece["flat_noise"] < 0.03
+        assert piece["identity"] < 0.04 < piece["identity_floor"]
+        assert piece["flat_noise"] < 0.01
 
 
 def test_last_clip_looks_like_the_first(pieces: dict[str, dict], asked: Namespace) -> None:
