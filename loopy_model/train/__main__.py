@@ -137,7 +137,8 @@ def make_preview(args: argparse.Namespace, test: PreparedClips) -> Preview | Non
         path = Path(made_by["vae"]["path"])
         if not path.exists():
             print(
-                f"no previews: the VAE that encoded the clips is not at {path} any more; give it with --vae"
+                f"no previews: the VAE that encoded the clips is not at {path} any more; give it with --vae",
+                flush=True,  # before whatever else is said, also into a pipe
             )
             return None
     vae = load_vae(path, args.device) if _is_main() else None

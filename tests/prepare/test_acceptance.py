@@ -222,8 +222,8 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_training_from_nothing_takes_both_stages(encoded: Path, tmp_path: Path) -> None:
-    short = ("--steps", 2, 2, "--batch", 2, 1, "--preview-every", 0)
+def test_training_from_nothing_takes_every_stage(encoded: Path, tmp_path: Path) -> None:
+    short = ("--steps", 2, 1, 1, "--batch", 2, 1, 1, "--preview-every", 0)
     train(encoded / DRAWN, tmp_path, "--recipe", "puppet", *short)
     assert len(losses(tmp_path)) == 4 and np.isfinite(losses(tmp_path)).all()
     assert (tmp_path / "loopy.safetensors").stat().st_size > 1_000_000
