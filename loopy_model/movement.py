@@ -13,6 +13,7 @@ SCALE = 1000.0  # s of eq. 3 and 5
 
 NOSE_TIP = 30
 OUTER_EYE_CORNERS = (36, 45)
+EYES_AND_MOUTH = slice(36, 68)
 INNER_LIPS = (62, 66)  # middle of the upper and of the lower one
 INNER_MOUTH_CORNERS = (60, 64)
 # Appendix B leaves out "keypoints below the nose that are strongly related to lip movements": what

@@ -183,7 +183,7 @@ def make_draws(size: int, **given: Tensor) -> Draws:
 
 
 def one(values: Batch | Draws, i: int) -> Batch | Draws:
-    return type(values)(**{k: v[i : i + 1] for k, v in vars(values).items()})
+    return type(values)(**{k: v[i : i + 1] for k, v in vars(values).items() if v is not None})
 
 
 def spy(model: Loopy, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Conditions]]:
@@ -219,6 +219,26 @@ def test_the_loss_is_the_mean_square_of_prediction_minus_target(
         prediction = tiny.denoise(noisy, timestep, conditions)[i]
         expected = weight * (prediction - batch.clip[i]).pow(2).mean().item()
         assert loss[i].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_error_of_a_cell_counts_with_its_weight(tiny: Loopy) -> None:
+    """Of two cells' errors one counts three times: the mean of the weighted squares, worked out cell by cell."""
+    batch, draws = make_batch(2), make_draws(2)
+    plain = loss_per_sample(tiny, SCHEDULE, batch, draws, spatial_only=False)
+    ones = torch.ones(2, *batch.clip.shape[-2:])
+    same = loss_per_sample(tiny, SCHEDULE, replace(batch, weight=ones), draws, spatial_only=False)
+    assert torch.equal(same, plain)
+    parts = []
+    for row in range(ones.shape[1]):
+        for column in range(ones.shape[2]):
+            only = torch.zeros_like(ones)
+            only[:, row, column] = 1
+            parts.append(loss_per_sample(tiny, SCHEDULE, replace(batch, weight=only), draws, False))
+    assert torch.allclose(sum(parts), plain, rtol=1e-5)
+    weight = ones.clone()
+    weight[:, 0, 1] = 3
+    face = loss_per_sample(tiny, SCHEDULE, replace(batch, weight=weight), draws, spatial_only=False)
+    assert torch.allclose(face, plain + 2 * parts[1], rtol=1e-5)
 
 
 def test_epsilon_models_learn_the_noise(tiny: Loopy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..config import LoopyConfig
 from ..motion import Ages, TemporalSegments
-from ..movement import exp, glo, score
+from ..movement import EYES_AND_MOUTH, exp, glo, score
 from ..prepare.encoded import FOLDER, BadClip, EncodedClip, open_encoded, path_of, read_metadata
 from .objective import Batch, Draws, draw
 from .stages import Stage
@@ -104,6 +104,17 @@ class PreparedClips:
             if not torch.isfinite(tensor).all():
                 raise BadClip(f"{window} in {path} holds NaN or infinite values ({field}); encode it again.")
         return sample
+
+    def face_weight(self, clip: EncodedClip, weight: float) -> Tensor:
+        """(h, w) `weight` in the latent cells over which eyes or mouth ever pass, 1 elsewhere. The same
+        all through a video: what depended on a clip's own frames would shift what the net expects."""
+        with open_encoded(path_of(self.data, clip.name)) as file:
+            points = file.get_tensor("landmarks")[:, EYES_AND_MOUTH].reshape(-1, 2)
+        side = self.config.latent_size
+        column, row = (points * side).long().clamp(0, side - 1).unbind(-1)
+        weights = torch.ones(side, side)
+        weights[row, column] = weight
+        return weights
 
     def _sample(self, file, window: Window, ages: list[Ages]) -> Batch:  # noqa: ANN001
         latents, start, frames = file.get_slice("latents"), window.start, window.frames
@@ -218,6 +229,8 @@ class Samples(Dataset):
         try:
             window = self.windows(place.step)[place.index]
             sample = self.clips.read(window, _generator(MOTION, *self.seed, *place))
+            if self.stage.face_weight != 1:
+                sample = replace(sample, weight=self.clips.face_weight(window.clip, self.stage.face_weight))
         except BadClip as error:
             return error
         own = Draws(**{name: tensor[place.index] for name, tensor in _tensors(self.draws(place.step))})

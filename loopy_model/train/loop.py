@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +254,8 @@ class Trainer:
         """Loss of the averaged model on held-out clips: the same samples and noise under each condition."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         count = math.ceil(VALIDATION_SAMPLES / processes) * processes
-        samples = Samples(self.test, stage, (self.recipe.seed, self.stage_index), batch=count)
+        plain = replace(stage, face_weight=1.0)  # comparable from stage to stage
+        samples = Samples(self.test, plain, (self.recipe.seed, self.stage_index), batch=count)
         losses: dict[str, list[Tensor]] = {name: [] for name in validation_conditions(stage)}
         with self.average.applied():
             for index in range(rank, count, processes):

@@ -24,6 +24,7 @@ class Batch:
     windows: Tensor | None = None  # (B, F, W, L, D) speech
     movement: Tensor | None = None  # (B,) log10 Glo of the clip
     expression: Tensor | None = None  # (B,) log10 Exp of the clip
+    weight: Tensor | None = None  # (B, h, w) of the squared error; None: 1
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,14 @@ class Objective(nn.Module):
 def loss_per_sample(
     model: Loopy, schedule: NoiseSchedule, batch: Batch, draws: Draws, spatial_only: bool
 ) -> Tensor:
-    """Mean squared error of the prediction (eq. 1), (B,)."""
+    """Mean squared error of the prediction (eq. 1), (B,), in cells weighted by `batch.weight`."""
     noisy = schedule.add_noise(batch.clip, draws.noise, draws.timestep)
     encode = _encode_reference if spatial_only else _encode_all
     prediction = model.denoise(noisy, draws.timestep, encode(model, batch, draws))
-    error = prediction - schedule.target(batch.clip, draws.noise, draws.timestep)
-    return schedule.loss_weight(draws.timestep).to(error) * error.square().mean((1, 2, 3, 4))
+    squares = (prediction - schedule.target(batch.clip, draws.noise, draws.timestep)).square()
+    if batch.weight is not None:
+        squares = rearrange(batch.weight, "b h w -> b 1 1 h w") * squares
+    return schedule.loss_weight(draws.timestep).to(squares) * squares.mean((1, 2, 3, 4))
 
 
 def _encode_reference(model: Loopy, batch: Batch, draws: Draws) -> Conditions:

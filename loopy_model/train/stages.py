@@ -27,7 +27,11 @@ class Stage:
         1.0  # 1: uniform timesteps, as the paper's; below, noisy ones are drawn more often
     )
 
+    face_weight: float = 1.0  # of the squared error where eyes and mouth are; 1: as everywhere, the paper's
+
     def __post_init__(self) -> None:
+        if not self.face_weight > 0:
+            raise ValueError(f"stage {self.name}: face_weight is {self.face_weight}; it must be above 0.")
         if not self.timestep_power > 0:
             raise ValueError(
                 f"stage {self.name}: timestep_power is {self.timestep_power}; it must be above 0."
@@ -101,6 +105,9 @@ PUPPET_DROPPING = ConditionDropping(audio_without_reference=0.5)
 PUPPET_RHYTHM = replace(PUPPET_DROPPING, motion=0.25)
 """Rhythms are learnt last, only from samples that keep their motion frames, and from noisy ones."""
 
+PUPPET_FACE = 3.0
+"""A blink is 3 % of what changes in a video."""
+
 RECIPES = {
     "loopy": Recipe("loopy", LOOPY, (STAGE_ONE, STAGE_TWO)),
     "puppet": Recipe(
@@ -109,7 +116,7 @@ RECIPES = {
         (
             Stage("one", 2000, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
             Stage("two", 6000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
-            Stage("three", 4000, 8, 8e-4, False, PUPPET_RHYTHM, constant=0.4, beta2=0.99, timestep_power=0.5),
+            Stage("three", 4000, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.4, 0.03, 0.99, 0.5, PUPPET_FACE),
         ),
         ema_decay=0.998,
     ),

@@ -139,6 +139,23 @@ def test_no_more_than_the_past_that_is_looked_at_is_read(data: Path, sampling: s
     assert latents.reads == reads
 
 
+def test_cells_of_eyes_and_mouth_weigh_more_all_through_a_video(tmp_path: Path) -> None:
+    clip = EncodedClip("face", 12, "train", True)
+    landmarks = torch.full((12, 68, 2), 0.1)  # jaw, brows and nose: the first cell of 4x4
+    landmarks[:, 36:48] = torch.tensor([0.6, 0.3])  # eyes: x before y
+    landmarks[5, 48:] = torch.tensor([0.4, 1.2])  # a mouth that once is below the picture
+    landmarks[:5, 48:] = landmarks[6:, 48:] = torch.tensor([0.3, 0.8])
+    write_clip(tmp_path, clip, landmarks=landmarks)
+    clips = PreparedClips(tmp_path, "train", TINY)
+    expected = torch.ones(4, 4)
+    expected[1, 2] = expected[3, 1] = 2.5
+    stage = replace(TWO, face_weight=2.5)
+    for index in range(stage.batch):
+        sample, _ = Samples(clips, stage, (0, 1))[Place(0, index)]
+        assert torch.equal(sample.weight, expected)
+    assert Samples(clips, TWO, (0, 1))[Place(0, 0)][0].weight is None
+
+
 def test_random_motion_frames_are_drawn_for_each_sample_of_each_step(data: Path) -> None:
     clips, drawn = sampled(data, "random"), set()
     for seed in ((0, 1), (1, 1)):
