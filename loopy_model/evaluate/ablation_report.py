@@ -106,7 +106,7 @@ def write_report(run_dir: Path, results: dict[str, dict]) -> str:
 
 
 def _curves(run_dir: Path, results: dict[str, dict]) -> "Figure":
-    """Held-out loss of every run over the steps of its second stage."""
+    """Held-out loss of every run over the steps of its own training."""
     from matplotlib.figure import Figure
 
     drawn = Figure((10, 5), layout="constrained")

@@ -34,7 +34,7 @@ from .variants import VARIANTS, config_of, folder_of
 
 METER = "meter.safetensors"  # the last thing that a laboratory gets
 SIZE = 64  # 4x4 latent cells train 2.5 times as fast as 8x8; only differences between models count here
-STAGE_ONE, STAGE_TWO, *_ = RECIPES["puppet"].stages
+STAGE_ONE, STAGE_TWO, STAGE_THREE = RECIPES["puppet"].stages
 # One branch (both ratios 1): guidance would hide what a model has learnt, at three times the cost.
 SETTINGS = "--faces 8 --seconds 3 --long-faces 4 --long-seconds 60 --level-faces 0 --steps 12 --audio-ratio 1 --ref-ratio 1"
 LOSS_SAMPLES = 192  # windows of the held-out clips, each with its own noise and timestep
@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--first-steps", type=int, default=1000, help="steps of the shared first stage (1000)"
     )
-    parser.add_argument("--steps", type=int, default=1200, help="steps of each variant's second stage (1200)")
+    parser.add_argument("--steps", type=int, default=1200, help="steps of each variant's own training (1200)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     return parser
 
@@ -94,7 +94,7 @@ class Ablations:
     def train(self, variant: str, seed: int) -> Path:
         """-> the variant's model."""
         config = config_of(variant, self.base)
-        stage = replace(STAGE_TWO, steps=self.args.steps)
+        stage = replace(STAGE_THREE, steps=self.args.steps)  # the one that teaches rhythms
         base = started_from(self.first_stage, config, self.base, seed)
         return train(recipe_of(variant, config, stage, seed), self.data, self.folder(variant, seed), base)
 
@@ -139,7 +139,7 @@ def made_laboratory(folder: Path, workers: int) -> Path:
 def started_from(
     first: dict[str, torch.Tensor], config: LoopyConfig, base: LoopyConfig, seed: int
 ) -> dict[str, torch.Tensor]:
-    """A variant's weights before stage two: what stage one has trained from `first`, what the full model
+    """A variant's weights at the start of its own training: what stage one has trained from `first`, what the full model
     of that seed has too from there, and the rest fresh. The temporal and audio layers are silent still."""
     torch.manual_seed(seed)
     full = Loopy(base).state_dict()
