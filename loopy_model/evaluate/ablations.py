@@ -1,8 +1,8 @@
 """`python -m loopy_model.evaluate ablations --run-dir DIR`: the paper's table 3 in miniature.
 
-Every variant of `VARIANTS` is trained on the puppet's clips from the same first stage with the same
-budget, seeds and samples, then measured on the same held-out clips and noise. Trainings and
-measurements go on where they were stopped. As soon as RUN_DIR/first-stage/loopy.safetensors is there, a
+Every variant of `VARIANTS` goes on from the same net, which speaks but has no memory yet, with the same
+budget, seeds and samples, and is then measured on the same held-out clips and noise. Trainings and
+measurements go on where they were stopped. As soon as RUN_DIR/shared/loopy.safetensors is there, a
 second process may work on other --variants or --seeds of the same run at the same time.
 """
 
@@ -59,19 +59,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="default: 0 1")
     parser.add_argument(
-        "--first-steps", type=int, default=1000, help="steps of the shared first stage (1000)"
+        "--shared-steps",
+        type=int,
+        nargs=2,
+        default=[1000, 2500],
+        metavar=("ONE", "TWO"),
+        help="steps of the two stages that all variants share (1000 2500)",
     )
-    parser.add_argument("--steps", type=int, default=1200, help="steps of each variant's own training (1200)")
+    parser.add_argument("--steps", type=int, default=2000, help="steps of each variant's own training (2000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     return parser
 
 
-def recipe_of(name: str, config: LoopyConfig, stage: Stage, seed: int) -> Recipe:
-    return replace(RECIPES["puppet"], name=name, config=config, stages=(stage,), seed=seed)
+def recipe_of(name: str, config: LoopyConfig, seed: int, *stages: Stage) -> Recipe:
+    return replace(RECIPES["puppet"], name=name, config=config, stages=stages, seed=seed)
 
 
 class Ablations:
-    """One run directory: the first stage, a folder per variant and seed, and what was measured."""
+    """One run directory: what is shared, a folder per variant and seed, and what was measured."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.lab = args, args.lab or made_laboratory(args.run_dir / "lab", args.workers)
@@ -95,15 +100,16 @@ class Ablations:
         """-> the variant's model."""
         config = config_of(variant, self.base)
         stage = replace(STAGE_THREE, steps=self.args.steps)  # the one that teaches rhythms
-        base = started_from(self.first_stage, config, self.base, seed)
-        return train(recipe_of(variant, config, stage, seed), self.data, self.folder(variant, seed), base)
+        base = started_from(self.shared, config, self.base, seed)
+        return train(recipe_of(variant, config, seed, stage), self.data, self.folder(variant, seed), base)
 
     @cached_property
-    def first_stage(self) -> dict[str, torch.Tensor]:
-        """What all variants share: the spatial layers after stage one, seed 0."""
-        stage = replace(STAGE_ONE, steps=self.args.first_steps)
-        recipe = recipe_of("first stage", self.base, stage, 0)
-        return load_tensors(train(recipe, self.data, self.args.run_dir / "first-stage"))["loopy"]
+    def shared(self) -> dict[str, torch.Tensor]:
+        """The puppet's first two stages, seed 0, of a net that sees no motion frames."""
+        config = replace(self.base, unet=replace(self.base.unet, temporal="intra"))
+        both = zip((STAGE_ONE, STAGE_TWO), self.args.shared_steps)
+        recipe = recipe_of("shared", config, 0, *(replace(stage, steps=steps) for stage, steps in both))
+        return load_tensors(train(recipe, self.data, self.args.run_dir / "shared"))["loopy"]
 
     # --- measuring -----------------------------------------------------------------------
 
@@ -137,26 +143,20 @@ def made_laboratory(folder: Path, workers: int) -> Path:
 
 
 def started_from(
-    first: dict[str, torch.Tensor], config: LoopyConfig, base: LoopyConfig, seed: int
+    shared: dict[str, torch.Tensor], config: LoopyConfig, base: LoopyConfig, seed: int
 ) -> dict[str, torch.Tensor]:
-    """A variant's weights at the start of its own training: what stage one has trained from `first`, what the full model
-    of that seed has too from there, and the rest fresh. The temporal and audio layers are silent still."""
+    """A variant's weights at the start of its own training: those of `shared`, for the rest what the full
+    model of that seed has too, and what neither has fresh. The inter-clip layers are silent still."""
     torch.manual_seed(seed)
-    full = Loopy(base).state_dict()
+    known = Loopy(base).state_dict() | {name: weight.float() for name, weight in shared.items()}
     weights = Loopy(config).state_dict()
     for name, weight in weights.items():
-        if not _is_new(name):
-            weights[name] = first[name].float()
-        elif name in full and full[name].shape == weight.shape and not name.endswith("positions"):
-            weights[name] = full[name]  # positions are no chance, but what time a frame stands at
+        if name.endswith("positions"):  # no chance, but what time a frame stands at
+            if name in shared:  # the clip's own frames, which come last
+                weight[-len(shared[name]) :] = shared[name]
+        elif name in known and known[name].shape == weight.shape:
+            weights[name] = known[name]
     return weights
-
-
-def _is_new(name: str) -> bool:
-    """Whether stage one leaves this weight alone."""
-    return name.startswith("audio") or any(
-        part in name for part in ("inter_modules", "audio_modules", "intra_modules")
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,10 +1,12 @@
 """The ablations: what a variant changes, what it starts from, and a whole run with almost no budget."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from oracles import lively
 
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("accelerate")
@@ -38,14 +40,13 @@ def test_every_variant_changes_one_thing_and_the_full_model_nothing() -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_start_from_the_first_stage_and_equal_it(variant: str) -> None:
-    """The temporal and audio layers are silent at first: all variants predict the same."""
-    torch.manual_seed(5)
-    first = Loopy(PUPPET).state_dict()
-    model = Loopy(config_of(variant)).eval()
-    model.load_state_dict(started_from(first, model.config, PUPPET, seed=3))
-    full = Loopy(PUPPET).eval()
-    full.load_state_dict(first)
+def test_variants_start_from_what_is_shared_and_equal_it(variant: str) -> None:
+    """What a variant adds is silent at first. A joint layer sees motion frames from the start: there they
+    are left out of the comparison; so is what a net without audio-to-latents cannot hear."""
+    full = lively(Loopy(replace(PUPPET, unet=replace(PUPPET.unet, temporal="intra"))), 5)
+    shared, model = full.state_dict(), Loopy(config_of(variant)).eval()
+    model.load_state_dict(started_from(shared, model.config, PUPPET, seed=3))
+    sees, hears = model.config.unet.temporal == "dual", model.config.audio.to_latents
     generator = torch.Generator().manual_seed(0)
     noisy = torch.randn(1, 12, 32, 8, 8, generator=generator)
     portrait = torch.randn(1, 32, 8, 8, generator=generator)
@@ -56,9 +57,9 @@ def test_variants_start_from_the_first_stage_and_equal_it(variant: str) -> None:
             past = torch.randn(net.config.clip.motion_frames, 32, 8, 8)
             conditions = net.encode_conditions(
                 [site.normed for site in net.read(portrait)],
-                [site.output[None] for site in net.read(past)],
+                [site.output[None] for site in net.read(past)] if sees else None,
                 windows,
-                net.motion_latents_from_audio(windows),
+                net.motion_latents_from_audio(windows) if hears else None,
             )
             out.append(net.denoise(noisy, torch.tensor([500]), conditions))
     assert torch.allclose(*out, atol=1e-5)
@@ -66,14 +67,14 @@ def test_variants_start_from_the_first_stage_and_equal_it(variant: str) -> None:
 
 def test_variants_of_a_seed_differ_by_no_other_chance() -> None:
     """Every fresh weight that the full model has too is the full model's."""
-    first = Loopy(PUPPET).state_dict()
-    full = started_from(first, PUPPET, PUPPET, seed=1)
+    shared = Loopy(replace(PUPPET, unet=replace(PUPPET.unet, temporal="intra"))).state_dict()
+    full = started_from(shared, PUPPET, PUPPET, seed=1)
     for variant in VARIANTS:
-        weights = started_from(first, config_of(variant), PUPPET, seed=1)
+        weights = started_from(shared, config_of(variant), PUPPET, seed=1)
         for name, weight in weights.items():
             if name in full and weight.shape == full[name].shape and not name.endswith("positions"):
                 assert torch.equal(weight, full[name]), (variant, name)
-    assert not all(torch.equal(a, full[k]) for k, a in started_from(first, PUPPET, PUPPET, seed=2).items())
+    assert not all(torch.equal(a, full[k]) for k, a in started_from(shared, PUPPET, PUPPET, seed=2).items())
 
 
 def test_all_variants_are_measured_on_the_same_videos(
@@ -124,7 +125,7 @@ def test_a_run_trains_measures_reports_and_resumes(
     monkeypatch.setattr("loopy_model.train.loop.VALIDATION_SAMPLES", 1)
     short = "--faces 2 --seconds 0.24 --long-faces 1 --long-seconds 1 --level-faces 0 --steps 1"
     monkeypatch.setattr(ablations, "SETTINGS", f"{short} --audio-ratio 1 --ref-ratio 1")
-    command = f"--lab {lab} --run-dir {tmp_path} --seeds 0 --first-steps 1 --steps 1 --variants".split()
+    command = f"--lab {lab} --run-dir {tmp_path} --seeds 0 --shared-steps 1 1 --steps 1 --variants".split()
     main([*command, "full"])
     main([*command, "full"])
     shown = capsys.readouterr().out
