@@ -46,7 +46,7 @@ def test_file_is_small_and_says_what_it_is(pipeline: Pipeline) -> None:
 
 def test_mouth_follows_a_held_out_voice(pieces: dict[str, dict]) -> None:
     rows = summarise(pieces)["lip_sync"]
-    assert rows["generated"]["open"] >= 0.75 and rows["generated"]["width"] >= 0.5
+    assert rows["generated"]["open"] >= 0.75 and rows["generated"]["width"] >= 0.7
     assert rows["ceiling"]["open"] >= 0.95
     assert rows["floor"]["open"] <= 0.4
 
