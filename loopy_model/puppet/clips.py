@@ -22,7 +22,7 @@ from .identity import draw_identity
 from .motion import draw_motion
 from .speech import FPS, HELD_OUT_VOICES, SAMPLES_PER_FRAME, SILENT_SHARE, TRAINING_VOICES, utterance
 
-FRAMES = 200  # per clip, 8 s
+FRAMES = 300  # per clip, 12 s: in most windows the whole past that a model looks back at is there
 SIZE = PUPPET.image_size  # pixels of a training frame
 DRAWN = ("identity", "motion", "landmarks", "waveform")  # one array each below a split's folder
 

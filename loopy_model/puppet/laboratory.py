@@ -32,7 +32,7 @@ class Laboratory:
         self,
         run_dir: Path,
         size: int = PUPPET.image_size,
-        clips: int = 1000,
+        clips: int = 700,
         test_clips: int = 16,
         workers: int = 1,
     ) -> None:

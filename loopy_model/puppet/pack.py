@@ -29,7 +29,7 @@ def card(size: int) -> ModelCard:
     """Of a model of pictures of `size` pixels."""
     return ModelCard(
         name="Loopy puppet",
-        trained_on="1000 clips of 8 s: faces drawn by loopy_model.puppet.faces, speech by espeak-ng; no photograph, "
+        trained_on="700 clips of 12 s: faces drawn by loopy_model.puppet.faces, speech by espeak-ng; no photograph, "
         "no recording of a person",
         limits=f"Animates drawn faces like the bundled portraits at {size}x{size} pixels. It shows that every part "
         "works; it cannot animate photographs. An independent implementation of the Loopy paper; ByteDance released "
