@@ -116,7 +116,7 @@ RECIPES = {
         (
             Stage("one", 2000, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
             Stage("two", 6000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
-            Stage("three", 4000, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.4, 0.03, 0.99, 0.5, PUPPET_FACE),
+            Stage("three", 5000, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.4, 0.03, 0.99, 0.5, PUPPET_FACE),
         ),
         ema_decay=0.998,
     ),
