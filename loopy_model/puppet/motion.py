@@ -3,7 +3,7 @@
 A head turns to the right, stays, turns to the left, stays. The eyes turn first, and the lids close when
 it is to the right. How long it stays belongs to the person and is not visible in the picture; all turn
 equally far and fast. So only seconds of the past tell when the next turn will come: four frames, 0.16 s,
-show where the head is, but nothing of a period of 2 to 5 s.
+show where the head is, but not whether the period is one of 2, 3.2 or 5 s.
 """
 
 import random
@@ -17,7 +17,9 @@ OPEN, WIDTH, BLINK, GAZE, HEAD_X, HEAD_Y, BROW, TILT = range(len(MOTION))
 
 # 12 frames, 0.48 s: the segments' farthest frames, which stand 16 apart, catch three of four blinks.
 BLINK_SHAPE = np.array([0.3, 0.7, 0.95, 1, 1, 1, 1, 1, 1, 0.95, 0.7, 0.3])
-CYCLE_FRAMES = (50, 125)  # a person's period, 2-5 s at 25 fps: both turns
+# A person's period of both turns, one of 2, 3.2 and 5 s at 25 fps: told apart, it is kept for good, while a
+# measure of its length would wander a little with every turn that a model makes itself.
+CYCLE_FRAMES = (50, 80, 125)
 JITTER = 0.04  # of the time between two turns
 SWAY = 0.6  # how far everybody turns: a size that nothing fixes would shrink from clip to clip
 TURN_FRAMES, SACCADE_FRAMES = 5.0, 0.8  # standard deviations of a turn's speed over time: of head, of eyes
@@ -44,7 +46,7 @@ def draw_motion(rng: random.Random, visemes: np.ndarray) -> np.ndarray:
 
 def _turns(draws: np.random.Generator, frames: int) -> np.ndarray:
     """Times in frames of turns to the right and to the left, in this order, from before the video on."""
-    stay = draws.uniform(*CYCLE_FRAMES) / 2
+    stay = draws.choice(CYCLE_FRAMES) / 2
     count = 2 * int(frames / stay) + 8
     stays = stay * (1 + JITTER * draws.uniform(-1, 1, count))
     return np.cumsum(stays) - (3 + 2 * draws.random()) * stay
