@@ -22,7 +22,9 @@ BLINK_SHAPE = np.array([0.3, 0.7, 0.95, 1, 1, 1, 1, 1, 1, 0.95, 0.7, 0.3])
 CYCLE_FRAMES = (50, 80, 125)
 JITTER = 0.04  # of the time between two turns
 SWAY = 0.6  # how far everybody turns: a size that nothing fixes would shrink from clip to clip
-TURN_FRAMES, SACCADE_FRAMES = 5.0, 0.8  # standard deviations of a turn's speed over time: of head, of eyes
+# Standard deviations of a turn's speed over time, of head and of eyes. Quick: a model begins with the mean of
+# what may come, and the mean of a slow turn and of none is the beginning of a slow turn.
+TURN_FRAMES, SACCADE_FRAMES = 1.5, 0.8
 EYES_LEAD = 4  # frames
 
 

@@ -393,7 +393,7 @@ def test_a_laboratory_remembers_what_it_was_begun_with(tmp_path: Path) -> None:
     Laboratory(tmp_path, 64, clips=3, workers=2)  # how many work does not matter
     for other, sentence in (
         ({"size": 128, "clips": 3}, "--size 64, not 128"),
-        ({"size": 64}, "--clips 3, not 1000"),
+        ({"size": 64}, "--clips 3, not 700"),
     ):
         with pytest.raises(ValueError, match=f"was begun with {sentence}; use that again"):
             Laboratory(tmp_path, **other)
