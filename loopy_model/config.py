@@ -85,6 +85,9 @@ class UNetConfig:
     temporal_ff: int = 4
     intra_attentions: int = 2  # AnimateDiff's motion module has two; the inter-clip layer has one
     temporal: Temporal = "dual"
+    # Intra-clip layers also beside the residual blocks of levels without attention: SD1.5 has 16
+    # attention sites, AnimateDiff's motion modules stand in 21 places. For imported models.
+    temporal_everywhere: bool = False
 
     @property
     def time_channels(self) -> int:

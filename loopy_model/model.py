@@ -24,6 +24,11 @@ class Loopy(nn.Module):
         self.config = config
         self.reference_unet = ReferenceUNet(config.unet)
         self.denoising_unet = DenoisingUNet(config)
+        self.add_audio()
+
+    def add_audio(self) -> None:
+        """The audio condition module and audio-to-latents, as new; those that were there are replaced."""
+        config = self.config
         # wav2vec's hidden states have channels with a spread of 50: without a norm they drown the rest
         self.audio_norm = nn.LayerNorm(config.audio.width)
         self.audio_projection = AudioProjection(config.audio, config.clip.audio_window)
