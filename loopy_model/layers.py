@@ -28,13 +28,17 @@ class Attention(nn.Module):
     # The host replaces this by its own attention (sage, flash, ...); same signature as `attend`.
     attend: Callable[..., Tensor] = staticmethod(attend)
 
-    def __init__(self, channels: int, heads: int, context: int | None = None) -> None:
+    def __init__(
+        self, channels: int, heads: int, context: int | None = None, inner: int | None = None
+    ) -> None:
+        """`context`: width of what answers, `inner`: of queries, keys and values; both else `channels`."""
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(context or channels, channels, bias=False)
-        self.to_v = nn.Linear(context or channels, channels, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        inner = inner or channels
+        self.to_q = nn.Linear(channels, inner, bias=False)
+        self.to_k = nn.Linear(context or channels, inner, bias=False)
+        self.to_v = nn.Linear(context or channels, inner, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(inner, channels)])
 
     def keys_values(self, context: Tensor) -> KeyValue:
         return KeyValue(self.to_k(context), self.to_v(context))
@@ -175,7 +179,7 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(nnf.silu(self.linear_1(waves)))
 
 
-def zero(layer: nn.Linear) -> nn.Linear:
+def zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     """New layers start silent, so that a freshly built net equals its SD1.5 part."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

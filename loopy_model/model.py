@@ -41,6 +41,10 @@ class Loopy(nn.Module):
         """Pictures (B, C, h, w), portrait or motion frames -> reference-net features per site."""
         return self.reference_unet(latents)
 
+    def normed_speech(self, windows: Tensor) -> Tensor:
+        """What the audio projection reads of the windows (B, F, W, L, D)."""
+        return self.audio_norm(windows) if self.config.audio.norm else windows
+
     def motion_latents_from_audio(self, windows: Tensor) -> Tensor | None:
         """(B, F, W, L, D) -> motion latents (B, F, T); None for a model without audio-to-latents."""
         if not self.config.audio.to_latents:
@@ -63,7 +67,7 @@ class Loopy(nn.Module):
         `windows` (B, F, W, L, D) of speech; `motion_latents` (B, F, T), None without audio-to-latents.
         In training `keep_audio` and `keep_reference` (B,) switch conditions off per sample.
         """
-        tokens = None if windows is None else self.audio_projection(self.audio_norm(windows))
+        tokens = None if windows is None else self.audio_projection(self.normed_speech(windows))
         if keep_audio is not None:
             tokens = tokens * rearrange(keep_audio, "b -> b 1 1 1")
             if motion_latents is not None:

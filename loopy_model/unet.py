@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from .conditions import Conditions, KeyValue, SiteConditions, SiteFeatures
 from .config import LoopyConfig, UNetConfig
 from .layers import Downsample, ResnetBlock, SpatialTransformer, TimestepEmbedding, Upsample
-from .temporal import AudioAttention, InterClipLayer, IntraClipLayer, JointLayer
+from .temporal import HalloLayer, InterClipLayer, IntraClipLayer, JointLayer, audio_layer
 
 Place = Callable[["Block", int, Tensor], Tensor]  # what happens after residual block i of a block
 
@@ -60,14 +60,19 @@ class Block(nn.Module):
                 [InterClipLayer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
             )
         self.audio_modules = nn.ModuleList(
-            [AudioAttention(channels, unet, config.audio.token_width) for _ in sites]
+            [audio_layer(channels, self.hallo_width(i), unet, config.audio) for i in sites]
         )
-        if unet.temporal == "joint":
+        if unet.temporal in ("joint", "hallo"):
+            layer = JointLayer if unet.temporal == "joint" else HalloLayer
             self.intra_modules = nn.ModuleList(
-                [JointLayer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
+                [layer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
             )
         else:
             self.intra_modules = nn.ModuleList([IntraClipLayer(channels, unet, clip.frames) for _ in sites])
+
+    def hallo_width(self, i: int) -> int:
+        """Inside Hallo's audio layer at site `i`: as wide as what enters the residual block before it."""
+        return self.resnets[i].conv1.in_channels
 
     def layer_with_motion_frames(self, i: int) -> InterClipLayer | None:
         """The temporal layer of site `i` in which motion frames stand beside the clip."""
@@ -108,6 +113,10 @@ class MidBlock(Block):
 
 
 class UpBlock(Block):
+    def hallo_width(self, i: int) -> int:
+        """On the way up all are as wide as the next finer level, whose features the last block gets."""
+        return self.resnets[-1].conv1.in_channels - self.resnets[-1].conv1.out_channels
+
     def __init__(
         self, inputs: list[int], channels: int, config: UNetConfig, attention: bool, last: bool
     ) -> None:
@@ -126,6 +135,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
+        self.config = config
         widths, layers, last = config.channels, config.layers, len(config.channels) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], config.time_channels)
@@ -170,12 +180,14 @@ class ReferenceUNet(UNet):
     def forward(self, latents: Tensor) -> list[SiteFeatures]:
         """(B, C, h, w) -> the features of every site. Clean pictures: the timestep is 0."""
         seen: list[SiteFeatures] = []
+        shows_normed = self.config.temporal == "hallo"
 
         def read(block: Block, i: int, x: Tensor) -> Tensor:
             if not block.has_sites:
                 return x
             x, normed = block.run(block.attentions[i], x)
-            seen.append(SiteFeatures(normed, x))
+            normed_map = rearrange(normed, "b (h w) c -> b c h w", h=x.shape[2])
+            seen.append(SiteFeatures(normed, normed_map if shows_normed else x))
             return x
 
         temb = self.time_embedding(latents.new_zeros(len(latents)), latents)

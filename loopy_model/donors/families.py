@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ..config import LOOPY, DiffusionConfig, LoopyConfig
-from . import sd15
+from ..config import LOOPY, AudioConfig, ClipGeometry, DiffusionConfig, LoopyConfig
+from . import hallo, memo, sd15
 from .animatediff import motion_rows, positions
 from .plan import Row, Source, Special
 
@@ -32,8 +32,16 @@ class Family:
     config: Callable[[Mapping[str, Tensor], Layout], LoopyConfig]
     own: Callable[[Mapping[str, Tensor]], str]  # pattern of the Loopy weights that start without the donor
     before: str  # what the model can do before fine-tuning
-    exact: str  # with which model it agrees to the last bits, and when
+    exact: Mapping[Layout, str]  # with what a new import agrees to rounding
     licence: str
+
+
+def like(donor: str) -> dict[Layout, str]:
+    """The one temporal layer of `joint` sees motion frames from the start, which the donor never did."""
+    return {
+        "loopy": f"it computes what {donor} computes",
+        "joint": f"without motion frames it computes what {donor} computes",
+    }
 
 
 # --- noise schedules, as the donors sample ------------------------------------------------------
@@ -94,7 +102,7 @@ SD15_ANIMATEDIFF = Family(
     own=own_of,
     before="it does not hear the voice and knows nothing of earlier clips; each clip is a short moving picture "
     "that resembles the portrait only as far as reference attention carries in a net that was not trained for it.",
-    exact="AnimateDiff with zero text tokens, without a portrait",
+    exact=like("AnimateDiff with zero text tokens, and with reference attention where a portrait is given"),
     licence="SD1.5: CreativeML OpenRAIL-M, whose use restrictions must be passed on with whatever is made from "
     "it. AnimateDiff: Apache-2.0, which asks to keep its notices. A merged or fine-tuned checkpoint may have "
     "terms of its own: read its page.",
@@ -117,9 +125,107 @@ MOORE = Family(
     own=own_of,
     before="it keeps the person of the portrait and moves as it likes; it does not hear the voice, knows nothing "
     "of earlier clips, and misses the skeleton or mesh that it was trained with.",
-    exact="the donor with a zero image token and a zero pose feature",
+    exact=like("the donor with a zero image token and a zero pose feature"),
     licence="Apache-2.0, which asks to keep its notices; both were trained on top of SD1.5 (CreativeML "
     "OpenRAIL-M), whose use restrictions must be passed on.",
 )
 
-FAMILIES = (SD15_ANIMATEDIFF, MOORE)
+
+# --- the relatives that hear the voice ----------------------------------------------------------
+
+
+def audio_of(donor: Mapping[str, Tensor], part: str) -> AudioConfig:
+    """Sizes of the audio projection, which is the same in Hallo, MEMO and Loopy but for the norm before."""
+    (hidden, heard), tokens = donor[f"{part}.proj1.weight"].shape, donor[f"{part}.proj3.weight"].shape[0]
+    audio, token_width = LOOPY.audio, donor[f"{part}.norm.weight"].shape[0]
+    return replace(
+        audio,
+        width=heard // (LOOPY.clip.audio_window * audio.layers),
+        hidden=hidden,
+        tokens=tokens // token_width,
+        token_width=token_width,
+        norm=False,
+    )
+
+
+def memo_config(donor: Mapping[str, Tensor], layout: Layout) -> LoopyConfig:
+    config = config_of(VELOCITY, "memo", "MEMO's diffusion net")(donor, layout)
+    return replace(config, audio=audio_of(donor, "audio_proj"))
+
+
+MEMO = Family(
+    title="MEMO",
+    parts=("memo", "reference", "audio_proj"),
+    extras=("image_proj",),
+    rows=lambda config: (
+        *memo.LAST_ROWS,
+        *memo.OTHER_ROWS,
+        *motion_rows("memo", inter(config)),
+        *sd15.spatial_rows("memo", "denoising_unet"),
+        *sd15.spatial_rows("reference", "reference_unet"),
+    ),
+    special=lambda shapes, donor, config: dict(positions(shapes, donor, "memo", config.clip)),
+    config=memo_config,
+    own=lambda donor: r"denoising_unet\..+\.(inter|audio)_modules\..+|audio_(norm|to_latents)\..+",
+    before="it makes nothing of use: MEMO was trained by flow matching, with linear attention along time, and "
+    "Loopy has neither; its weights are a start for training and no more.",
+    exact=dict.fromkeys(
+        get_args(Layout), "not as a whole; spatial layers and audio projection compute what MEMO's do"
+    ),
+    licence="code Apache-2.0, which asks to keep its notices; its README calls the weights a preview model for "
+    "research purposes. Trained on top of SD1.5 (CreativeML OpenRAIL-M), whose use restrictions must be passed on.",
+)
+
+HALLO_CLIP = ClipGeometry(frames=16, stride=2, ratio=1, segments=1)
+"""16 frames, and the two before them as they are."""
+
+
+def hallo_config(donor: Mapping[str, Tensor], layout: Layout) -> LoopyConfig:
+    """joint: Hallo's own layers and clips. loopy: the paper's temporal layers and clips."""
+    joint = layout == "joint"
+    unet = sd15.unet_config(donor, "denoising_unet", "Hallo's denoising net")
+    return replace(
+        LOOPY,
+        clip=HALLO_CLIP if joint else LOOPY.clip,
+        unet=replace(unet, temporal="hallo" if joint else "dual"),
+        audio=replace(audio_of(donor, "audioproj"), layer="transformer"),
+        diffusion=VELOCITY,
+    )
+
+
+def hallo_special(
+    shapes: Mapping[str, torch.Size], donor: Mapping[str, Tensor], config: LoopyConfig
+) -> dict[str, Source]:
+    """Hallo counts two motion frames before the clip."""
+    past = positions(shapes, donor, "denoising_unet", config.clip, first=HALLO_CLIP.motion_frames)
+    return dict(past) | dict(hallo.audio_attention(shapes))
+
+
+HALLO_ALIKE = "Hallo with zero identity tokens, no face locator, and masks of a third everywhere"
+
+HALLO = Family(
+    title="Hallo or Hallo2",
+    parts=("denoising_unet", "reference_unet", "audioproj"),
+    extras=("face_locator", "imageproj"),
+    rows=lambda config: (
+        *hallo.OTHER_ROWS,
+        *hallo.AUDIO_ROWS,
+        *motion_rows("denoising_unet", inter(config)),
+        *sd15.spatial_rows("denoising_unet", "denoising_unet"),
+        *sd15.spatial_rows("reference_unet", "reference_unet"),
+    ),
+    special=hallo_special,
+    config=hallo_config,
+    own=lambda donor: r"denoising_unet\..+\.inter_modules\..+|audio_(norm|to_latents)\..+",
+    before="it hears the voice and keeps the person, but lips, face and surroundings move by one common rule, "
+    "because Loopy has no masks of them; it misses the face's place and identity tokens, and expects wav2vec "
+    "features made Hallo's way (interpolated to frames before the transformer).",
+    exact={
+        "joint": f"it computes what {HALLO_ALIKE} computes",
+        "loopy": f"without motion frames it computes what {HALLO_ALIKE} computes without its two, the clip counted from 2 on",
+    },
+    licence="code and weights as published under MIT, which asks to keep its notice; trained on top of SD1.5 "
+    "(CreativeML OpenRAIL-M), whose use restrictions must be passed on.",
+)
+
+FAMILIES = (SD15_ANIMATEDIFF, MOORE, MEMO, HALLO)

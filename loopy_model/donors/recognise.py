@@ -33,6 +33,14 @@ PARTS = {
     "motion": "AnimateDiff's motion module (such as mm_sd_v15_v2.ckpt)",
     "reference": "a reference net (Moore-AnimateAnyone's or AniPortrait's reference_unet.pth)",
     "pose_guider": "a pose guider",
+    "memo": "MEMO's diffusion net",
+    "audio_proj": "an audio projection (MEMO's audio_proj)",
+    "image_proj": "a projection of the face's identity (MEMO's image_proj)",
+    "denoising_unet": "Hallo's denoising net",
+    "reference_unet": "Hallo's reference net",
+    "audioproj": "Hallo's audio projection",
+    "face_locator": "Hallo's face locator",
+    "imageproj": "Hallo's identity projection",
     "file": "the rest of a single-file checkpoint",
 }
 
@@ -77,11 +85,15 @@ REFUSED = (
 )
 
 KINDS = (
+    Kind((r"denoising_unet\..+\.attn2_0\..+", r"reference_unet\..+"), as_they_are),
+    Kind((*TRUNK, r".+\.attn2\.add_k_proj\..+"), below("memo")),
     Kind((r"(model\.diffusion_model\.)?input_blocks\.0\.0\.weight",), sd15.single_file_names),
     Kind((*TRUNK, r"conv_out\.weight"), unet_and_motion),
     Kind(TRUNK, below("reference"), lacks=r"conv_out\.weight"),
     Kind((r".*motion_modules\.\d\..+",), unet_and_motion, lacks=r".*resnets\..+"),
     Kind((r"conv_in\.weight", r"blocks\.5\.weight", r"conv_out\.weight"), below("pose_guider")),
+    Kind((r"proj1\.weight", r"proj3\.weight", r"norm\.weight"), below("audio_proj")),
+    Kind((r"proj\.weight", r"norm\.weight"), below("image_proj")),
     Kind((r"conv_layers\.0\.weight", r"final_proj\.weight"), below("pose_guider")),
 )
 

@@ -7,7 +7,7 @@ from math import prod
 from torch import Tensor
 
 from ..config import DiffusionConfig
-from .families import Family
+from .families import Family, Layout
 from .plan import How, Plan
 from .recognise import PARTS, parts_of
 
@@ -73,13 +73,17 @@ def coverage(family: Family, plan: Plan, donor: Mapping[str, Tensor], unused: It
         *_print("Loopy's weights", loopy_table(plan)),
         "",
         f"Noise: {noise(plan.config.diffusion)}; it stands in the header and the sampler obeys it.",
-        f"Exact: before fine-tuning the model computes what {family.exact} computes.",
+        f"Exact: {family.exact[layout_of(plan)]}.",
         f"Before fine-tuning {family.before}",
         f"Licence: {family.licence}",
     ]
     if unused := list(unused):
         lines.append(f"Not used: {', '.join(unused)}")
     return "\n".join(lines)
+
+
+def layout_of(plan: Plan) -> Layout:
+    return "loopy" if plan.config.unet.temporal == "dual" else "joint"
 
 
 def _print(title: str, table: Table) -> list[str]:

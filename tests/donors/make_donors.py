@@ -3,12 +3,14 @@
 Built from diffusers' own classes where it has them; names of other layouts follow by rule.
 """
 
+import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel
-from oracles import lively
+from oracles import lively, spread
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -112,7 +114,139 @@ def moore(channels: tuple[int, ...] = SMALL) -> list[WeightFile]:
     ]
 
 
-DONORS = {"SD1.5 with AnimateDiff": sd15_and_animatediff, "Moore-AnimateAnyone": moore}
+# --- Hallo and MEMO, whose audio layers no library has ------------------------------------------
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def audio_sites(channels: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
+    """Name, width outside and width inside of each audio layer. The inside is as wide as what enters
+    the residual block before it; on the way up, as the next finer level."""
+    for level, width in enumerate(channels[:3]):
+        yield f"down_blocks.{level}.audio_modules.0", width, channels[max(level - 1, 0)]
+        yield f"down_blocks.{level}.audio_modules.1", width, width
+    yield "mid_block.audio_modules.0", channels[3], channels[3]
+    for block, level in ((1, 2), (2, 1), (3, 0)):
+        for i in range(3):
+            yield f"up_blocks.{block}.audio_modules.{i}", channels[level], channels[max(level - 1, 0)]
+
+
+def linear(name: str, out: int, inside: int, bias: bool = True, *kernel: int) -> Shapes:
+    return {f"{name}.weight": (out, inside, *kernel)} | ({f"{name}.bias": (out,)} if bias else {})
+
+
+def norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def attends(name: str, width: int, context: int, out: int, inner: int) -> Shapes:
+    keys = linear(f"{name}.to_k", inner, context, False) | linear(f"{name}.to_v", inner, context, False)
+    return linear(f"{name}.to_q", inner, width, False) | keys | linear(f"{name}.to_out.0", out, inner)
+
+
+def feed_forward(name: str, width: int) -> Shapes:
+    return linear(f"{name}.net.0.proj", 8 * width, width) | linear(f"{name}.net.2", width, 4 * width)
+
+
+def around(site: str, width: int, inner: int) -> Shapes:
+    return (
+        norm(f"{site}.norm", width)
+        | linear(f"{site}.proj_in", inner, width, True, 1, 1)
+        | linear(f"{site}.proj_out", width, inner, True, 1, 1)
+    )
+
+
+def hallo_audio(channels: tuple[int, ...], token: int) -> Shapes:
+    shapes: Shapes = {}
+    for site, width, inner in audio_sites(channels):
+        block = f"{site}.transformer_blocks.0"
+        shapes |= around(site, width, inner) | feed_forward(f"{block}.ff", inner)
+        shapes |= attends(f"{block}.attn1", inner, inner, inner, inner)
+        for i, region in enumerate(("full", "face", "lip")):
+            shapes |= norm(f"{block}.norm{i + 1}", inner)
+            shapes |= attends(f"{block}.attn2_{i}", inner, token, inner, inner)
+            shapes |= linear(f"{block}.zero_conv_{region}", inner, inner, True, 1, 1)
+    return shapes
+
+
+def memo_audio(channels: tuple[int, ...], token: int) -> Shapes:
+    shapes: Shapes = {}
+    for site, width, inner in audio_sites(channels):
+        block = f"{site}.transformer_blocks.0"
+        shapes |= around(site, width, inner)
+        for kind, wide in (("", inner), ("audio_", token)):
+            for i, modulated in ((1, wide), (2, wide)):
+                at = f"{block}.{kind}norm{i}"
+                shapes |= {f"{at}.class_embedder.embedding_table.weight": (10, modulated)}
+                shapes |= linear(f"{at}.adaLN_modulation.1", 2 * modulated, modulated)
+            shapes |= norm(f"{block}.{kind}norm3", wide) | feed_forward(f"{block}.{kind}ff", wide)
+            shapes |= attends(f"{block}.{kind}attn1", wide, wide, wide, inner)
+        shapes |= attends(f"{block}.attn2", inner, inner, inner, inner)
+        for kind in "kvq":
+            shapes |= linear(f"{block}.attn2.add_{kind}_proj", inner, token)
+        shapes |= linear(f"{block}.attn2.to_add_out", token, inner)
+    return shapes
+
+
+def audio_projection(part: str, token: int, small: bool) -> Shapes:
+    """A window of 5 x 12 hidden states to 32 tokens."""
+    heard, hidden, tokens = (5 * 12 * 8, 24, 4) if small else (5 * 12 * 768, 512, 32)
+    return (
+        linear(f"{part}proj1", hidden, heard)
+        | linear(f"{part}proj2", hidden, hidden)
+        | linear(f"{part}proj3", tokens * token, hidden)
+        | norm(f"{part}norm", token)
+    )
+
+
+def filled(shapes: Shapes, seed: int, meta: bool) -> State:
+    """Random numbers with the spread of a trained net's."""
+    if meta:
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    generator = torch.Generator().manual_seed(seed)
+    return {name: spread(name, torch.randn(shape, generator=generator)) for name, shape in shapes.items()}
+
+
+def named(prefix: str, weights: State) -> State:
+    return {f"{prefix}{key}": tensor for key, tensor in weights.items()}
+
+
+def denoising(channels: tuple[int, ...]) -> State:
+    return state(unet(channels, seed=3)) | original_motion(state(adapter(channels)))
+
+
+def hallo(channels: tuple[int, ...] = SMALL) -> list[WeightFile]:
+    meta, token = channels == FULL, 768 if channels == FULL else TOKEN
+    others = {"face_locator.conv_in.weight": (4,), "imageproj.proj.weight": (4,)}
+    heard = audio_projection("audioproj.", token, not meta)
+    return [
+        WeightFile(
+            "net.pth",
+            named("denoising_unet.", denoising(channels) | filled(hallo_audio(channels, token), 5, meta))
+            | named("reference_unet.", without_output(state(unet(channels, seed=4))))
+            | filled(heard | others, 6, meta),
+        )
+    ]
+
+
+def memo(channels: tuple[int, ...] = SMALL) -> list[WeightFile]:
+    meta, token = channels == FULL, 768 if channels == FULL else TOKEN
+    last = re.compile(r"up_blocks\.3\.attentions\.2\.(proj_out|transformer_blocks\.0\.(?!norm1)).*")
+    reference = without_output(state(unet(channels, seed=4)))
+    return [
+        WeightFile("diffusion_net", denoising(channels) | filled(memo_audio(channels, token), 5, meta)),
+        WeightFile("reference_net", {k: v for k, v in reference.items() if not last.match(k)}),
+        WeightFile("audio_proj", filled(audio_projection("", token, not meta), 6, meta)),
+        WeightFile("image_proj", filled(linear("proj", 4, 4) | norm("norm", 4), 7, meta)),
+    ]
+
+
+DONORS = {
+    "SD1.5 with AnimateDiff": sd15_and_animatediff,
+    "Moore-AnimateAnyone": moore,
+    "MEMO": memo,
+    "Hallo": hallo,
+}
 
 
 def save(files: list[WeightFile], folder: Path) -> list[Path]:
