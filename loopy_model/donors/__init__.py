@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..weights import Header, ModelCard, save_checkpoint
-from .families import FAMILIES, Family, Layout
+from .families import FAMILIES, Family, Layout, layout_of
 from .plan import Plan, build, make_plan
 from .read import NotADonor, WeightFile, read
 from .recognise import PARTS, parts_of, recognise
@@ -79,11 +79,11 @@ def choose(parts: set[str]) -> Family:
     raise NotADonor(f"the files hold {have}; for {family.title}, leave out {extra}.")
 
 
-def card(family: Family) -> ModelCard:
+def card(family: Family, layout: Layout) -> ModelCard:
     return ModelCard(
         name=f"Imported from {family.title}",
         trained_on=f"what the weights of {family.title} were trained on; nothing since they were imported",
-        limits=f"Before fine-tuning {family.before}",
+        limits=f"Before fine-tuning {family.before[layout]}",
         licence=family.licence,
     )
 
@@ -91,4 +91,9 @@ def card(family: Family) -> ModelCard:
 def write(made: Import, path: Path, seed: int = 0, dtype: torch.dtype = torch.float16) -> None:
     """Builds the model and writes its checkpoint; the file appears when it is complete."""
     model = build(made.plan, made.donor, seed, dtype)
-    save_checkpoint(path, Header(made.plan.config, card(made.family)), {"loopy": model}, dtype)
+    save_checkpoint(
+        path,
+        Header(made.plan.config, card(made.family, layout_of(made.plan.config))),
+        {"loopy": model},
+        dtype,
+    )

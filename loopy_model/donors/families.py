@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +31,19 @@ class Family:
     special: Special
     config: Callable[[Mapping[str, Tensor], Layout], LoopyConfig]
     own: Callable[[Mapping[str, Tensor]], str]  # pattern of the Loopy weights that start without the donor
-    before: str  # what the model can do before fine-tuning
+    before: Mapping[Layout, str]  # "Before fine-tuning ...": what the model can do then
     exact: Mapping[Layout, str]  # with what a new import agrees to rounding
     licence: str
+
+
+def both(
+    text: str, joint: str = "looks back with layers that never saw an earlier frame"
+) -> dict[Layout, str]:
+    """`text` with what each layout makes of earlier clips in the place of {past}."""
+    return {
+        "loopy": text.format(past="knows nothing of earlier clips"),
+        "joint": text.format(past=joint),
+    }
 
 
 def like(donor: str) -> dict[Layout, str]:
@@ -84,8 +94,8 @@ def encodings(
     return dict(positions(shapes, donor, "motion", config.clip))
 
 
-def inter(config: LoopyConfig) -> bool:
-    return config.unet.temporal == "dual"
+def layout_of(config: LoopyConfig) -> Layout:
+    return "loopy" if config.unet.temporal == "dual" else "joint"
 
 
 SD15_ANIMATEDIFF = Family(
@@ -94,14 +104,16 @@ SD15_ANIMATEDIFF = Family(
     extras=("file",),
     rows=lambda config: (
         *sd15.spatial_rows("unet", "denoising_unet", "reference_unet"),
-        *motion_rows("motion", inter(config)),
+        *motion_rows("motion", config.unet.temporal == "dual"),
         *sd15.FILE_ROWS,
     ),
     special=encodings,
     config=config_of(EPSILON, "unet", "the U-Net"),
     own=own_of,
-    before="it does not hear the voice and knows nothing of earlier clips; each clip is a short moving picture "
-    "that resembles the portrait only as far as reference attention carries in a net that was not trained for it.",
+    before=both(
+        "it does not hear the voice and {past}; each clip is a short moving picture that resembles the portrait "
+        "only as far as reference attention carries in a net that was not trained for it."
+    ),
     exact=like("AnimateDiff with zero text tokens, and with reference attention where a portrait is given"),
     licence="SD1.5: CreativeML OpenRAIL-M, whose use restrictions must be passed on with whatever is made from "
     "it. AnimateDiff: Apache-2.0, which asks to keep its notices. A merged or fine-tuned checkpoint may have "
@@ -115,7 +127,7 @@ MOORE = Family(
     rows=lambda config: (
         *sd15.spatial_rows("unet", "denoising_unet"),
         *sd15.spatial_rows("reference", "reference_unet"),
-        *motion_rows("motion", inter(config)),
+        *motion_rows("motion", config.unet.temporal == "dual"),
         Row(
             r"pose_guider\..+", why="the pose guider: Loopy is driven by the voice, not by a skeleton or mesh"
         ),
@@ -123,8 +135,10 @@ MOORE = Family(
     special=encodings,
     config=config_of(VELOCITY, "unet", "the denoising net"),
     own=own_of,
-    before="it keeps the person of the portrait and moves as it likes; it does not hear the voice, knows nothing "
-    "of earlier clips, and misses the skeleton or mesh that it was trained with.",
+    before=both(
+        "it keeps the person of the portrait and moves as it likes; it does not hear the voice, {past}, and misses "
+        "the skeleton or mesh that it was trained with."
+    ),
     exact=like("the donor with a zero image token and a zero pose feature"),
     licence="Apache-2.0, which asks to keep its notices; both were trained on top of SD1.5 (CreativeML "
     "OpenRAIL-M), whose use restrictions must be passed on.",
@@ -160,18 +174,18 @@ MEMO = Family(
     rows=lambda config: (
         *memo.LAST_ROWS,
         *memo.OTHER_ROWS,
-        *motion_rows("memo", inter(config)),
+        *motion_rows("memo", config.unet.temporal == "dual"),
         *sd15.spatial_rows("memo", "denoising_unet"),
         *sd15.spatial_rows("reference", "reference_unet"),
     ),
     special=lambda shapes, donor, config: dict(positions(shapes, donor, "memo", config.clip)),
     config=memo_config,
     own=lambda donor: r"denoising_unet\..+\.(inter|audio)_modules\..+|audio_(norm|to_latents)\..+",
-    before="it makes nothing of use: MEMO was trained by flow matching, with linear attention along time, and "
-    "Loopy has neither; its weights are a start for training and no more.",
-    exact=dict.fromkeys(
-        get_args(Layout), "not as a whole; spatial layers and audio projection compute what MEMO's do"
+    before=both(
+        "it makes nothing of use: MEMO was trained by flow matching, with linear attention along time, and Loopy "
+        "has neither; its weights are a start for training and no more."
     ),
+    exact=both("not as a whole; spatial layers and audio projection compute what MEMO's do"),
     licence="code Apache-2.0, which asks to keep its notices; its README calls the weights a preview model for "
     "research purposes. Trained on top of SD1.5 (CreativeML OpenRAIL-M), whose use restrictions must be passed on.",
 )
@@ -210,22 +224,26 @@ HALLO = Family(
     rows=lambda config: (
         *hallo.OTHER_ROWS,
         *hallo.AUDIO_ROWS,
-        *motion_rows("denoising_unet", inter(config)),
+        *motion_rows("denoising_unet", config.unet.temporal == "dual"),
         *sd15.spatial_rows("denoising_unet", "denoising_unet"),
         *sd15.spatial_rows("reference_unet", "reference_unet"),
     ),
     special=hallo_special,
     config=hallo_config,
     own=lambda donor: r"denoising_unet\..+\.inter_modules\..+|audio_(norm|to_latents)\..+",
-    before="it hears the voice and keeps the person, but lips, face and surroundings move by one common rule, "
-    "because Loopy has no masks of them; it misses the face's place and identity tokens, and expects wav2vec "
-    "features made Hallo's way (interpolated to frames before the transformer).",
+    before=both(
+        "it hears the voice and keeps the person, but lips, face and surroundings follow the voice by one common "
+        "rule, because Loopy has no masks of them; it misses the face's place and identity tokens, gets wav2vec "
+        "features that are brought to frames after the transformer instead of before it, and {past}.",
+        joint="looks back two frames, as Hallo does",
+    ),
     exact={
         "joint": f"it computes what {HALLO_ALIKE} computes",
-        "loopy": f"without motion frames it computes what {HALLO_ALIKE} computes without its two, the clip counted from 2 on",
+        "loopy": f"without motion frames it computes what {HALLO_ALIKE} computes without its own two, "
+        "the clip's frames counted from 2 as before",
     },
-    licence="code and weights as published under MIT, which asks to keep its notice; trained on top of SD1.5 "
-    "(CreativeML OpenRAIL-M), whose use restrictions must be passed on.",
+    licence="code MIT, which asks to keep its notice; read the weights' page for their terms. Trained on top of "
+    "SD1.5 (CreativeML OpenRAIL-M), whose use restrictions must be passed on.",
 )
 
 FAMILIES = (SD15_ANIMATEDIFF, MOORE, MEMO, HALLO)

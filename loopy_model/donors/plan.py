@@ -73,7 +73,7 @@ def make_plan(
     made = special(shapes, donor, config)
     parts, dropped = _sort(donor, tuple(rows), made)
     sources = {name: _added(keys, first) for name, (keys, first) in parts.items()} | made
-    _check(shapes, sources, donor, parts, own)
+    _check(shapes, sources, donor, own)
     start = {name: how for name, how in start_values(config).items() if name not in sources}
     return Plan(config, shapes, sources, start, dropped)
 
@@ -115,27 +115,31 @@ def _sum(*tensors: Tensor) -> Tensor:
 
 
 def _check(
-    shapes: Mapping[str, torch.Size],
-    sources: Mapping[str, Source],
-    donor: Mapping[str, Tensor],
-    parts: Iterable[str],
-    own: str,
+    shapes: Mapping[str, torch.Size], sources: Mapping[str, Source], donor: Mapping[str, Tensor], own: str
 ) -> None:
     if unknown := sorted(sources.keys() - shapes.keys()):
         first = (*sources[unknown[0]].keys, unknown[0])[0]
         raise NotADonor(f"{first} has no place in SD1.5's shape; give the original file.")
-    if missing := sorted(name for name in shapes.keys() - sources.keys() if not re.fullmatch(own, name)):
+    missing = [name for name in shapes.keys() - sources.keys() if not re.fullmatch(own, name)]
+    missing += [key for source in sources.values() for key in source.keys if key not in donor]
+    if missing:
         raise NotADonor(
-            f"the donor is incomplete: {len(missing)} weights are missing (first: {missing[0]}); "
+            f"the donor is incomplete: {len(missing)} weights are missing (first: {min(missing)}); "
             "download its files again."
         )
-    for name in parts:
-        for key in sources[name].keys:
-            if donor[key].shape != shapes[name]:
-                raise NotADonor(
-                    f"{key} has the shape {tuple(donor[key].shape)} where {tuple(shapes[name])} is needed; "
-                    "the files belong to models of other sizes."
-                )
+    for name, source in sources.items():
+        if not _fits(source, donor, shapes[name]):
+            parts = " and ".join(f"{key} {tuple(donor[key].shape)}" for key in source.keys)
+            raise NotADonor(
+                f"{parts} cannot become {name} {tuple(shapes[name])}; the files belong to models of other sizes."
+            )
+
+
+def _fits(source: Source, donor: Mapping[str, Tensor], shape: torch.Size) -> bool:
+    try:  # on the meta device nothing is read
+        return source.make(*(donor[key].to("meta") for key in source.keys)).shape == shape
+    except (RuntimeError, IndexError):
+        return False
 
 
 @lru_cache

@@ -31,7 +31,7 @@ class Refused(NamedTuple):
 PARTS = {
     "unet": "a U-Net of the SD1.5 family",
     "motion": "AnimateDiff's motion module (such as mm_sd_v15_v2.ckpt)",
-    "reference": "a reference net (Moore-AnimateAnyone's or AniPortrait's reference_unet.pth)",
+    "reference": "a reference net (such as reference_unet.pth of Moore-AnimateAnyone)",
     "pose_guider": "a pose guider",
     "memo": "MEMO's diffusion net",
     "audio_proj": "an audio projection (MEMO's audio_proj)",

@@ -7,7 +7,7 @@ from math import prod
 from torch import Tensor
 
 from ..config import DiffusionConfig
-from .families import Family, Layout
+from .families import Family, layout_of
 from .plan import How, Plan
 from .recognise import PARTS, parts_of
 
@@ -64,6 +64,7 @@ def _table(weights: Iterable[tuple[Line, int]]) -> Table:
 
 def coverage(family: Family, plan: Plan, donor: Mapping[str, Tensor], unused: Iterable[str]) -> str:
     """The whole report."""
+    layout = layout_of(plan.config)
     parts = "; ".join(PARTS[part] for part in PARTS if part in parts_of(donor))
     lines = [
         f"{family.title}: {parts}",
@@ -73,17 +74,13 @@ def coverage(family: Family, plan: Plan, donor: Mapping[str, Tensor], unused: It
         *_print("Loopy's weights", loopy_table(plan)),
         "",
         f"Noise: {noise(plan.config.diffusion)}; it stands in the header and the sampler obeys it.",
-        f"Exact: {family.exact[layout_of(plan)]}.",
-        f"Before fine-tuning {family.before}",
+        f"Exact: {family.exact[layout]}.",
+        f"Before fine-tuning {family.before[layout]}",
         f"Licence: {family.licence}",
     ]
     if unused := list(unused):
         lines.append(f"Not used: {', '.join(unused)}")
     return "\n".join(lines)
-
-
-def layout_of(plan: Plan) -> Layout:
-    return "loopy" if plan.config.unet.temporal == "dual" else "joint"
 
 
 def _print(title: str, table: Table) -> list[str]:

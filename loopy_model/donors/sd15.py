@@ -17,9 +17,11 @@ SD15 = UNetConfig()
 PREFIX = "model.diffusion_model."
 SITES = r"(?:down_blocks\.[0-2]|mid_block|up_blocks\.[1-3])"  # blocks whose level has attention
 
+WHISPER = 384  # channels of whisper-tiny, which EchoMimic's cross-attention reads instead of text
+
 TEXT = (
-    "text cross-attention, which nothing feeds in Loopy: given zero tokens it adds its output bias, "
-    "and this is folded into the self-attention's"
+    "cross-attention to text or image tokens, which nothing feeds in Loopy: given zero tokens it adds its "
+    "output bias, and this is folded into the self-attention's"
 )
 NO_OUTPUT = "the reference net has no output of its own"
 
@@ -141,6 +143,11 @@ def unet_config(donor: Mapping[str, Tensor], part: str, name: str) -> UNetConfig
         raise NotADonor(
             f"{name} reads {donor[f'{part}.conv_in.weight'].shape[1]} channels instead of 4, as inpainting "
             "models do; give a model that makes whole pictures."
+        )
+    if donor[f"{part}.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape[1] == WHISPER:
+        raise NotADonor(
+            f"{name} is EchoMimic's, which hears the voice in the place of the text and has no part for it in "
+            "Loopy; give another donor."
         )
     try:
         return UNetConfig(channels=tuple(widths))

@@ -185,7 +185,9 @@ def memo_audio(channels: tuple[int, ...], token: int) -> Shapes:
         for kind in "kvq":
             shapes |= linear(f"{block}.attn2.add_{kind}_proj", inner, token)
         shapes |= linear(f"{block}.attn2.to_add_out", token, inner)
-    return shapes
+    # nothing hears what the voice has become after the last layer
+    after = re.compile(r"up_blocks\.3\.audio_modules\.2\..*(to_add_out|audio_norm3|audio_ff).*")
+    return {name: shape for name, shape in shapes.items() if not after.match(name)}
 
 
 def audio_projection(part: str, token: int, small: bool) -> Shapes:

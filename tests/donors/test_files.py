@@ -12,6 +12,8 @@ import torch
 from make_donors import (
     SMALL,
     adapter,
+    hallo,
+    memo,
     moore,
     original_motion,
     save,
@@ -188,6 +190,16 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, motion: State, name: str) -
     assert f"{name} cannot be read; it may be incomplete" in refusal(path)
 
 
+def test_aniportrait_differs_from_moore_by_its_pose_guider_alone() -> None:
+    *nets, pose = moore()
+    other = {
+        "conv_layers.0.weight": torch.zeros(1),
+        "final_proj.weight": torch.zeros(1),
+        "scale": torch.zeros(1),
+    }
+    assert same([*nets, WeightFile("pose_guider.pth", other)], [*nets, pose])
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 ZERO = torch.zeros(1)
@@ -242,11 +254,24 @@ def test_nets_of_other_shapes_are_refused(small: State, motion: State) -> None:
     assert "belong to models of other sizes" in refusal(WeightFile("net", small), WeightFile("mm", larger))
 
 
+def test_echomimic_is_refused(small: State, motion: State) -> None:
+    hears = {k: torch.zeros(len(v), 384) if "attn2.to_k" in k else v for k, v in small.items()}
+    assert "is EchoMimic's" in refusal(WeightFile("net", hears), WeightFile("mm", motion))
+
+
 def test_incomplete_and_strange_donors_are_refused(small: State, motion: State) -> None:
     net, module = WeightFile("net", small), WeightFile("mm", motion)
     cut = WeightFile("cut", without(motion, "up_blocks.3.motion_modules.2"))
     assert re.search(
         r"incomplete: 2[0-9] weights are missing \(first: denoising_unet.up_blocks.3", refusal(net, cut)
+    )
+    (net_pth,) = hallo()
+    lips = "denoising_unet.mid_block.audio_modules.0.transformer_blocks.0.attn2_2.to_q.weight"
+    deaf = WeightFile("net.pth", without(net_pth.tensors, lips))
+    assert f"incomplete: 1 weights are missing (first: {lips})" in refusal(deaf)
+    narrow = WeightFile("net.pth", net_pth.tensors | {lips: torch.zeros(3, 5)})
+    assert f"{lips} (3, 5) cannot become denoising_unet.mid_block.audio_modules.0.attn.to_q" in refusal(
+        narrow
     )
     odd = WeightFile("odd", small | {"class_embedding.weight": ZERO})
     assert "unet.class_embedding.weight is a weight that no known model" in refusal(odd, module)
@@ -257,28 +282,30 @@ def test_incomplete_and_strange_donors_are_refused(small: State, motion: State) 
 # --- afterwards ---------------------------------------------------------------------------------
 
 
-def test_an_imported_model_can_be_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("donor, layout", [(memo, "loopy"), (hallo, "joint")], ids=["MEMO", "Hallo"])
+def test_an_imported_model_can_be_fine_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, donor: Callable, layout: str
+) -> None:
     """One step of the recipe by its own command, on small latents of random numbers."""
     base, data, result = tmp_path / "base.safetensors", tmp_path / "data", tmp_path / "run"
-    made = prepare(sd15_and_animatediff())
-    plan = replace(
-        made.plan, config=replace(made.plan.config, image_size=64)
-    )  # of the clips: the full size is slow
-    write(replace(made, plan=plan), base)
-    audio = plan.config.audio
+    made = prepare(donor(), layout)
+    config = replace(made.plan.config, image_size=64)  # that of the clips: the full size is slow
+    write(replace(made, plan=replace(made.plan, config=config)), base)
     for split in ("train", "test"):
-        encoded = torch.randn(14, 4, 8, 8), torch.rand(14, 68, 2), torch.randn(14, audio.layers, audio.width)
-        write_encoded(data, EncodedClip(split, 14, split, True), *encoded, {"vae": {"path": "nowhere"}})
+        encoded = torch.randn(18, 4, 8, 8), torch.rand(18, 68, 2), torch.randn(18, 12, config.audio.width)
+        write_encoded(data, EncodedClip(split, 18, split, True), *encoded, {"size": 64})
     arguments = ["--base", base, "--data", data, "--run-dir", result, "--steps", 1, "--batch", 1]
     arguments += ["--recipe", "finetune", "--preview-every", 0, "--device", "cpu"]
     monkeypatch.setattr("sys.argv", ["loopy", "train", *map(str, arguments)])
     cli.main()
 
     weights = load_tensors(base)["loopy"]
-    tuned = apply_adapter(weights, result / "adapter.safetensors", plan.config)
+    tuned = apply_adapter(weights, result / "adapter.safetensors", config)
     trained = {name for name in tuned if not torch.equal(tuned[name], weights[name])}
-    for layer in ("inter_modules", "audio_modules", "intra_modules", "down_blocks.3.intra_modules"):
-        assert any(layer in name for name in trained), layer
+    places = ("mid_block.audio_modules.0", "up_blocks.3.intra_modules.2")
+    places += ("down_blocks.3.intra_modules.1", "inter_modules") if layout == "loopy" else ()
+    for place in places:
+        assert any(place in name for name in trained), place
     with safe_open(str(result / "adapter.safetensors"), framework="pt") as file:
         card = json.loads(file.metadata()["card"])
-    assert "AnimateDiff" in card["trained_on"] and "OpenRAIL-M" in card["licence"]
+    assert made.family.title in card["trained_on"] and "OpenRAIL-M" in card["licence"]
