@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from .conditions import KeyValue
 
+CACHED_VALUES = 2**19
+"""A feed-forward's wide inside on a CPU: 2 MB in float32, which stays in the cache of one core."""
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention, (B, N, C) with (B, K, C) -> (B, N, C)."""
@@ -82,7 +85,12 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([self.GEGLU(channels, inner), nn.Identity(), nn.Linear(inner, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net[2](self.net[0](x))
+        """(.., C) -> the same."""
+        if x.device.type != "cpu" or torch.is_grad_enabled():
+            return self.net[2](self.net[0](x))
+        rows = max(1, CACHED_VALUES // self.net[0].proj.out_features)
+        parts = x.reshape(-1, x.shape[-1]).split(rows)
+        return torch.cat([self.net[2](self.net[0](part)) for part in parts]).view_as(x)
 
 
 class ResnetBlock(nn.Module):
