@@ -40,23 +40,24 @@ def generate(arguments: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from .adapter import NotAnAdapter
+    from .config import SAMPLE_RATE
     from .pipeline import Pipeline
     from .sampling import Guidance
-    from .video import read_audio, write_video
+    from .video import read_voice, write_video
     from .weights import NotALoopyModel
 
     args = build_parser().parse_args(arguments)
     try:
         with Image.open(args.portrait) as picture:
             portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-        waveform, rate = read_audio(args.voice)
+        voice = read_voice(args.voice, SAMPLE_RATE)
     except (OSError, ValueError) as error:  # PyAV's errors are of these kinds
         raise SystemExit(
             f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
         ) from error
     if not args.output.parent.is_dir():
         raise SystemExit(f"there is no folder {args.output.parent} to write {args.output.name} into.")
-    if waveform is None or not waveform.shape[1]:
+    if not len(voice):
         raise SystemExit(f"{args.voice} has no sound; choose another file.")
     try:
         pipeline = Pipeline(args.model, args.adapter, args.adapter_strength)
@@ -68,13 +69,12 @@ def generate(arguments: Sequence[str]) -> None:
             bar.total = step.total
             bar.update()
 
-        frames = pipeline(
-            portrait, waveform, rate, Guidance(args.audio_ratio, args.ref_ratio), args.steps, args.seed, show
-        )
-    try:
-        write_video(args.output, frames, Fraction(pipeline.config.clip.fps), waveform, rate)
-    except OSError as error:
-        raise SystemExit(f"cannot write {args.output}: {error.strerror}.") from error
+        guidance = Guidance(args.audio_ratio, args.ref_ratio)
+        clips = pipeline.clips(portrait, voice, guidance, args.steps, args.seed, show)
+        try:
+            write_video(args.output, clips, Fraction(pipeline.config.clip.fps), args.voice)
+        except OSError as error:
+            raise SystemExit(f"cannot write {args.output}: {error.strerror}.") from error
     print(args.output)
 
 
