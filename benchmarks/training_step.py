@@ -1,34 +1,27 @@
 """Time of one training step at full width against the machine's own matrix rate, as JSON.
 
-    python benchmarks/training_step.py --stage one --size 512
-    python benchmarks/training_step.py --stage two --size 256 --checkpointing
-    python benchmarks/training_step.py --stage two --device cuda --precision bf16 --checkpointing
+    python -m benchmarks.training_step --stage one --size 512
+    python -m benchmarks.training_step --stage two --size 256 --checkpointing
+    python -m benchmarks.training_step --stage two --device cuda --precision bf16 --checkpointing
 
 One sample, forward and backward, random values; neither optimiser nor data. The operations are
 counted (loopy_model.train.plan), and the rate of a large matrix product is measured in the same run.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from loopy_model.config import LOOPY, PUPPET, LoopyConfig  # noqa: E402
-from loopy_model.model import Loopy  # noqa: E402
-from loopy_model.train.lora import add_low_rank, store_frozen_layers  # noqa: E402
-from loopy_model.train.objective import Batch, Draws, Objective  # noqa: E402
-from loopy_model.train.plan import cost_of, peak_memory  # noqa: E402
-from loopy_model.train.stages import STAGE_ONE, STAGE_TWO, Stage  # noqa: E402
+from loopy_model.config import LOOPY, PUPPET, LoopyConfig
+from loopy_model.model import Loopy
+from loopy_model.train.lora import add_low_rank, store_frozen_layers
+from loopy_model.train.objective import Batch, Draws, Objective
+from loopy_model.train.plan import cost_of, peak_memory
+from loopy_model.train.stages import STAGE_ONE, STAGE_TWO, Stage
 
-PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from .measure import PRECISIONS, in_turns, machine, matrix_rate
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -70,26 +63,6 @@ def sample(config: LoopyConfig, stage: Stage, count: int, device: str) -> tuple[
     return batch, Draws(timestep, given, given, given, torch.zeros_like(timestep), noise)
 
 
-def timed(work: Callable[[], object], device: str, repeats: int) -> float:
-    """Mean seconds, after one that is not counted."""
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - began) / repeats
-
-
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a square product."""
-    side = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-    return 2 * side**3 / timed(lambda: a @ b, device, 5)
-
-
 def main() -> None:
     args = build_parser().parse_args()
     config = replace({"loopy": LOOPY, "puppet": PUPPET}[args.model], image_size=args.size)
@@ -111,16 +84,15 @@ def main() -> None:
         objective.zero_grad(set_to_none=False)
 
     cost = cost_of(config, stage, args.low_rank, args.checkpointing)
-    seconds, rate = timed(step, args.device, args.steps), matrix_rate(args.device, dtype)
+    seconds = in_turns({"step": step}, args.device, args.steps)["step"]
+    rate = matrix_rate(args.device, dtype)
     done = cost.flop * args.batch / seconds
     result = {
         "model": args.model,
         "stage": args.stage,
         "size": args.size,
         "batch": args.batch,
-        "device": torch.cuda.get_device_name()
-        if args.device == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
+        **machine(args.device),
         "precision": args.precision,
         "checkpointing": args.checkpointing,
         "low_rank": args.low_rank,

@@ -1,6 +1,6 @@
-"""`loopy generate | merge | prepare | train | evaluate | puppet`.
+"""`loopy generate | import | merge | prepare | train | evaluate | puppet`.
 
-`python -m loopy_model.cli generate` and `merge`; the other parts run as `python -m loopy_model.<part>` too.
+`python -m loopy_model.cli generate`, `import` and `merge`; the other parts run as `python -m loopy_model.<part>` too.
 """
 
 import argparse
@@ -40,23 +40,24 @@ def generate(arguments: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from .adapter import NotAnAdapter
+    from .config import SAMPLE_RATE
     from .pipeline import Pipeline
     from .sampling import Guidance
-    from .video import read_audio, write_video
+    from .video import read_voice, write_video
     from .weights import NotALoopyModel
 
     args = build_parser().parse_args(arguments)
     try:
         with Image.open(args.portrait) as picture:
             portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-        waveform, rate = read_audio(args.voice)
+        voice = read_voice(args.voice, SAMPLE_RATE)
     except (OSError, ValueError) as error:  # PyAV's errors are of these kinds
         raise SystemExit(
             f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
         ) from error
     if not args.output.parent.is_dir():
         raise SystemExit(f"there is no folder {args.output.parent} to write {args.output.name} into.")
-    if waveform is None or not waveform.shape[1]:
+    if not len(voice):
         raise SystemExit(f"{args.voice} has no sound; choose another file.")
     try:
         pipeline = Pipeline(args.model, args.adapter, args.adapter_strength)
@@ -68,13 +69,12 @@ def generate(arguments: Sequence[str]) -> None:
             bar.total = step.total
             bar.update()
 
-        frames = pipeline(
-            portrait, waveform, rate, Guidance(args.audio_ratio, args.ref_ratio), args.steps, args.seed, show
-        )
-    try:
-        write_video(args.output, frames, Fraction(pipeline.config.clip.fps), waveform, rate)
-    except OSError as error:
-        raise SystemExit(f"cannot write {args.output}: {error.strerror}.") from error
+        guidance = Guidance(args.audio_ratio, args.ref_ratio)
+        clips = pipeline.clips(portrait, voice, guidance, args.steps, args.seed, show)
+        try:
+            write_video(args.output, clips, Fraction(pipeline.config.clip.fps), args.voice)
+        except OSError as error:
+            raise SystemExit(f"cannot write {args.output}: {error.strerror}.") from error
     print(args.output)
 
 
@@ -96,10 +96,47 @@ def merge(arguments: Sequence[str]) -> None:
     print(args.result)
 
 
+def import_donor(arguments: Sequence[str]) -> None:
+    import torch
+
+    from .donors import NotADonor, prepare, read, write
+
+    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    parser = argparse.ArgumentParser(
+        prog="loopy import",
+        description="A full-size Loopy model from public weights, to be fine-tuned; docs/importing.md lists them.",
+    )
+    parser.add_argument("donors", type=Path, nargs="+", help="weight files or folders, in any order")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    parser.add_argument(
+        "--layout",
+        choices=("loopy", "joint"),
+        default="loopy",
+        help="joint: one temporal layer, motion frames beside the clip (loopy)",
+    )
+    parser.add_argument("--dtype", choices=dtypes, default="fp16", help="of the stored weights (fp16)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights that no donor has (0)")
+    parser.add_argument("--dry-run", action="store_true", help="print the report and write nothing")
+    args = parser.parse_args(arguments)
+    try:
+        made = prepare((file for donor in args.donors for file in read(donor)), args.layout)
+        print(made.report, flush=True)
+        if not args.dry_run:
+            write(made, args.output, args.seed, dtypes[args.dtype])
+            print(args.output)
+    except NotADonor as error:
+        raise SystemExit(str(error)) from error
+    except OSError as error:
+        raise SystemExit(f"cannot write {args.output}: {error.strerror}.") from error
+
+
+HERE = {"generate": generate, "import": import_donor, "merge": merge}
+
+
 def main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
-    if command in ("generate", "merge"):
-        return {"generate": generate, "merge": merge}[command](rest)
+    if command in HERE:
+        return HERE[command](rest)
     if command not in ("prepare", "train", "evaluate", "puppet"):
         raise SystemExit(__doc__)
     sys.argv = [f"loopy {command}", *rest]

@@ -53,18 +53,29 @@ class MotionFrames:
     present: Tensor  # (B, M) bool: False = not generated yet, its features are all-zero (paper 3.4)
 
 
+class PastTokens(NamedTuple):
+    """Motion frames that attend too, so that nothing of them can be made ahead but their tokens."""
+
+    tokens: Tensor  # (B N, M, C)
+    keep: Tensor | None = None  # (B N,) bool, as in KeyValue
+
+    def times(self, rows: int) -> "PastTokens":
+        """The same for each of `rows` rows."""
+        return self if rows == 1 else PastTokens(repeat(self.tokens, "b m c -> (r b) m c", r=rows))
+
+
 class SiteFeatures(NamedTuple):
     """What the reference net shows at one attention site, for every picture it reads."""
 
     normed: Tensor  # (B, N, C): what the spatial self-attention reads
-    output: Tensor  # (B, C, H, W): what leaves the site
+    output: Tensor  # (B, C, H, W): what leaves the site; temporal "hallo": `normed` as a map
 
 
 class SiteConditions(NamedTuple):
     """Keys and values of everything that one site of the denoising net attends to."""
 
     reference: KeyValue | None = None  # (B, N, C)
-    motion: KeyValue | None = None  # (B N, M, C)
+    motion: KeyValue | PastTokens | None = None  # (B N, M, C)
     audio: KeyValue | None = None  # (B F, tokens, C)
 
     def for_rows(self, audio: int, reference: int) -> "SiteConditions":

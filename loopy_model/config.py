@@ -13,7 +13,7 @@ Sampling = Literal["uniform", "mean", "random"]
 SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
 """How a segment of past frames becomes motion frames (paper 3.2; 3.5.2 compares the three)."""
 
-Temporal = Literal["dual", "joint", "intra"]
+Temporal = Literal["dual", "joint", "intra", "hallo"]
 TEMPORALS: tuple[Temporal, ...] = get_args(Temporal)
 """The temporal layers of an attention site (paper 3.2, ablations in 3.5.2).
 
@@ -25,6 +25,15 @@ joint: audio, then one layer in which motion frames stand beside the noisy frame
     layer says that the row without this has fewer, and the other methods' number is 4.
 intra: audio, then a layer that sees the noisy frames alone. The other reading of "w/o inter-clip
     temp.": nothing looks across clips, motion frames are not used at all.
+hallo: for imported weights of Hallo. As joint, but motion frames ask as well, in every attention, and
+    they are what the reference net's self-attention read instead of what left the site. They are carried
+    through the layer at every step, so this costs more than joint.
+"""
+
+AudioLayer = Literal["attention", "transformer"]
+AUDIO_LAYERS: tuple[AudioLayer, ...] = get_args(AudioLayer)
+"""What reads the voice at an attention site. attention: the paper's cross-attention (3.3).
+transformer: for imported weights of Hallo, a transformer block of its own width around it.
 """
 
 
@@ -85,6 +94,9 @@ class UNetConfig:
     temporal_ff: int = 4
     intra_attentions: int = 2  # AnimateDiff's motion module has two; the inter-clip layer has one
     temporal: Temporal = "dual"
+    # Intra-clip layers also beside the residual blocks of levels without attention: SD1.5 has 16
+    # attention sites, AnimateDiff's motion modules stand in 21 places. For imported models.
+    temporal_everywhere: bool = False
 
     @property
     def time_channels(self) -> int:
@@ -115,6 +127,8 @@ class AudioConfig:
     hidden: int = 512
     tokens: int = 32  # what the cross-attention reads per frame
     token_width: int = 768
+    layer: AudioLayer = "attention"
+    norm: bool = True  # of wav2vec's hidden states before their projection; imported projections have none
     latent_embeddings: int = 128  # audio-to-latents: learnable keys and values
     latent_width: int = 256  # audio-to-latents: attention width
     to_latents: bool = True  # False: the cross-attention alone hears (table 3, "w/o A2L")
@@ -122,6 +136,9 @@ class AudioConfig:
     # the training clips; the Audio-to-Latents node maps its level 0..1 onto them.
     movement_range: tuple[float, float] = (-2.0, 0.0)
     expression_range: tuple[float, float] = (-3.5, -1.0)
+
+    def __post_init__(self) -> None:
+        check_choice("layer", self.layer, AUDIO_LAYERS)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ class Loopy(nn.Module):
         self.config = config
         self.reference_unet = ReferenceUNet(config.unet)
         self.denoising_unet = DenoisingUNet(config)
+        self.add_audio()
+
+    def add_audio(self) -> None:
+        """The audio condition module and audio-to-latents, as new; those that were there are replaced."""
+        config = self.config
         # wav2vec's hidden states have channels with a spread of 50: without a norm they drown the rest
         self.audio_norm = nn.LayerNorm(config.audio.width)
         self.audio_projection = AudioProjection(config.audio, config.clip.audio_window)
@@ -35,6 +40,10 @@ class Loopy(nn.Module):
     def read(self, latents: Tensor) -> list[SiteFeatures]:
         """Pictures (B, C, h, w), portrait or motion frames -> reference-net features per site."""
         return self.reference_unet(latents)
+
+    def normed_speech(self, windows: Tensor) -> Tensor:
+        """What the audio projection reads of the windows (B, F, W, L, D)."""
+        return self.audio_norm(windows) if self.config.audio.norm else windows
 
     def motion_latents_from_audio(self, windows: Tensor) -> Tensor | None:
         """(B, F, W, L, D) -> motion latents (B, F, T); None for a model without audio-to-latents."""
@@ -58,7 +67,7 @@ class Loopy(nn.Module):
         `windows` (B, F, W, L, D) of speech; `motion_latents` (B, F, T), None without audio-to-latents.
         In training `keep_audio` and `keep_reference` (B,) switch conditions off per sample.
         """
-        tokens = None if windows is None else self.audio_projection(self.audio_norm(windows))
+        tokens = None if windows is None else self.audio_projection(self.normed_speech(windows))
         if keep_audio is not None:
             tokens = tokens * rearrange(keep_audio, "b -> b 1 1 1")
             if motion_latents is not None:

@@ -1,6 +1,6 @@
 """A checkpoint that carries everything -> a talking portrait, outside ComfyUI."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -46,7 +46,6 @@ class Pipeline:
             load_strictly(module, {k: v.float() for k, v in tensors.get(part, {}).items()}, checkpoint)
             module.eval().requires_grad_(False)
 
-    @torch.inference_mode()
     def __call__(
         self,
         portrait: Tensor,
@@ -55,7 +54,6 @@ class Pipeline:
         guidance: Guidance = Guidance(),
         steps: int = 25,
         seed: int = 0,
-        on_step: Callable[[Step], None] = lambda step: None,
         past: Tensor | None = None,
         level: tuple[Source, float] | None = None,
     ) -> Tensor:
@@ -66,6 +64,22 @@ class Pipeline:
         voice's place in audio-to-latents.
         """
         voice = resample(waveform.mean(0), sample_rate)
+        return torch.cat(list(self.clips(portrait, voice, guidance, steps, seed, past=past, level=level)))
+
+    @torch.inference_mode()
+    def clips(
+        self,
+        portrait: Tensor,
+        voice: Tensor,
+        guidance: Guidance = Guidance(),
+        steps: int = 25,
+        seed: int = 0,
+        on_step: Callable[[Step], None] = lambda step: None,
+        past: Tensor | None = None,
+        level: tuple[Source, float] | None = None,
+    ) -> Iterator[Tensor]:
+        """The same from a `voice` (samples,) at 16 kHz, clip by clip as they are made: nothing of the
+        video stays in memory but what later clips remember."""
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
         request = Request(
             portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),
@@ -78,12 +92,10 @@ class Pipeline:
             past=None if past is None else self.encode(past),
             motion_latents=level and self._motion_latents(*level, len(speech)),
         )
-        clips = []
         for step in generate(self.model, request):
             on_step(step)
             if step.finished is not None:
-                clips.append(self.decode(step.finished))
-        return torch.cat(clips)
+                yield self.decode(step.finished)
 
     def _motion_latents(self, source: Source, level: float, frames: int) -> Tensor:
         """(frames, T), the same for every frame."""

@@ -11,8 +11,9 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .config import UNetConfig
-from .layers import Attention, FeedForward, KeyValue, zero
+from .conditions import KeyValue, PastTokens
+from .config import AudioConfig, UNetConfig
+from .layers import Attention, FeedForward, zero
 
 
 def sinusoids(times: Sequence[float], channels: int) -> Tensor:
@@ -44,6 +45,14 @@ class TemporalAttention(nn.Module):
         stamped = self.stamp(x, len(self.positions) - x.shape[1])
         return x + self.attn(stamped, self.attn.keys_values(stamped), past)
 
+    def carry(self, x: Tensor, past: int, keep: Tensor | None) -> Tensor:
+        """(B N, M+F, C): all ask, also the first `past` frames; the samples that do not `keep` these
+        do not see them."""
+        stamped = self.stamp(x, 0)
+        k, v, _ = self.attn.keys_values(stamped)
+        clip, before = KeyValue(k[:, past:], v[:, past:]), KeyValue(k[:, :past], v[:, :past], keep)
+        return x + self.attn(stamped, clip, before)
+
 
 class TemporalLayer(nn.Module):
     """AnimateDiff's motion module with explicit keys of the past; silent until trained.
@@ -64,13 +73,19 @@ class TemporalLayer(nn.Module):
 
     def forward(self, x: Tensor, frames: int, past: KeyValue | None = None) -> Tensor:
         """(B F, C, H, W) -> the same. The first attention sees the past."""
-        height = x.shape[2]
+        h = self.attend(self.tokens(x, frames), past)
+        h = self.proj_out(h + self.ff(self.ff_norm(h)))
+        return x + rearrange(h, "(b h w) f c -> (b f) c h w", h=x.shape[2], w=x.shape[3])
+
+    def tokens(self, x: Tensor, frames: int) -> Tensor:
+        """(B F, C, H, W) -> (B N, F, C)."""
         h = rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=frames)
-        h = self.proj_in(h.contiguous())  # the view of a single clip would be multiplied pixel by pixel
+        return self.proj_in(h.contiguous())  # the view of a single clip would be multiplied pixel by pixel
+
+    def attend(self, h: Tensor, past: KeyValue | None) -> Tensor:
         for attention in self.attentions:
             h, past = attention(h, past), None
-        h = self.proj_out(h + self.ff(self.ff_norm(h)))
-        return x + rearrange(h, "(b h w) f c -> (b f) c h w", h=height, w=x.shape[3])
+        return h
 
 
 class IntraClipLayer(TemporalLayer):
@@ -95,17 +110,18 @@ class InterClipLayer(TemporalLayer):
         super().__init__(channels, config, [both] + [clip] * (attentions - 1))
         self.motion_frames = len(ages)
 
-    def keys_values(self, features: Tensor, keep: Tensor | None = None) -> KeyValue:
+    def keys_values(self, features: Tensor, keep: Tensor | None = None) -> KeyValue | PastTokens:
         """Reference-net features of the motion frames (B, M, C, H, W) -> keys, values (B N, M, C)."""
+        tokens, keep = self.past_tokens(features, keep)
+        attention = self.attentions[0]
+        return attention.attn.keys_values(attention.stamp(tokens, 0))._replace(keep=keep)
+
+    def past_tokens(self, features: Tensor, keep: Tensor | None) -> PastTokens:
         if features.shape[1] != self.motion_frames:
             raise ValueError(f"{features.shape[1]} motion frames given, the model has {self.motion_frames}.")
-        b, m, _, height, width = features.shape
-        h = self.norm(rearrange(features, "b m c h w -> (b m) c h w"))
-        h = self.proj_in(rearrange(h, "(b m) c h w -> (b h w) m c", m=m).contiguous())
-        attention = self.attentions[0]
-        made = attention.attn.keys_values(attention.stamp(h, 0))
-        everywhere = None if keep is None else repeat(keep, "b -> (b n)", n=height * width)
-        return made._replace(keep=everywhere)
+        tokens = self.tokens(rearrange(features, "b m c h w -> (b m) c h w"), self.motion_frames)
+        places = features.shape[-2] * features.shape[-1]
+        return PastTokens(tokens, None if keep is None else repeat(keep, "b -> (b n)", n=places))
 
 
 class JointLayer(InterClipLayer):
@@ -118,6 +134,35 @@ class JointLayer(InterClipLayer):
 
     def __init__(self, channels: int, config: UNetConfig, frames: int, ages: Sequence[int]) -> None:
         super().__init__(channels, config, frames, ages, config.intra_attentions)
+
+
+class HalloLayer(InterClipLayer):
+    """Hallo's temporal layer: motion frames and the clip attend to each other in every attention.
+
+    What a motion frame becomes in the first one depends on the noisy clip, so its tokens are carried
+    through the layer at every step, and only the clip's leave it.
+    """
+
+    def __init__(self, channels: int, config: UNetConfig, frames: int, ages: Sequence[int]) -> None:
+        super().__init__(channels, config, frames, ages)
+        both = [*(-1 - age for age in ages), *range(frames)]
+        self.attentions = nn.ModuleList(
+            [TemporalAttention(channels, config.heads, both) for _ in range(config.intra_attentions)]
+        )
+
+    def keys_values(self, features: Tensor, keep: Tensor | None = None) -> PastTokens:
+        """Their tokens (B N, M, C): the keys differ from step to step."""
+        return self.past_tokens(features, keep)
+
+    def attend(self, h: Tensor, past: PastTokens | None) -> Tensor:
+        """(B N, F, C); rows after the last that has motion frames see themselves alone."""
+        if past is None:
+            return super().attend(h, None)
+        rows, m = len(past.tokens), self.motion_frames
+        both = torch.cat([past.tokens, h[:rows]], 1)
+        for attention in self.attentions:
+            both = attention.carry(both, m, past.keep)
+        return both[:, m:] if rows == len(h) else torch.cat([both[:, m:], super().attend(h[rows:], None)])
 
 
 class AudioAttention(nn.Module):
@@ -139,3 +184,50 @@ class AudioAttention(nn.Module):
         h = self.norm(rearrange(x[:rows], "b c h w -> b (h w) c"))
         heard = rearrange(self.attn(h, speech), "b (h w) c -> b c h w", h=x.shape[2])
         return heard if rows == len(x) else torch.cat([heard, silence.expand_as(x[rows:])])
+
+
+class AudioTransformer(nn.Module):
+    """Hallo's audio layer: a transformer block, `inner` wide, that looks at the picture and hears.
+
+    Hallo has three cross-attentions, for the lips, the face and all around, each under a mask and with
+    an output layer of its own. Under equal masks they are one attention with three times the heads.
+    """
+
+    def __init__(self, channels: int, inner: int, config: UNetConfig, token_width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(config.groups, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, inner, 1)
+        self.norm1 = nn.LayerNorm(inner)
+        self.attn1 = Attention(inner, config.heads)
+        self.norm2 = nn.LayerNorm(inner)
+        self.attn = Attention(inner, 3 * config.heads, token_width, 3 * inner)
+        self.norm3 = nn.LayerNorm(inner)
+        self.ff = FeedForward(inner, 4)
+        self.proj_out = zero(nn.Conv2d(inner, channels, 1))
+
+    def forward(self, x: Tensor, speech: KeyValue | None) -> Tensor:
+        """(B F, C, H, W) -> what is to be added; silence as in `AudioAttention`."""
+        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        normed = self.norm1(h)
+        h = h + self.attn1(normed, self.attn1.keys_values(normed))
+        h = h + self.hear(self.norm2(h), speech)
+        h = h + self.ff(self.norm3(h))
+        return self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
+
+    def hear(self, h: Tensor, speech: KeyValue | None) -> Tensor:
+        """(B F, N, C) -> the same."""
+        silence = self.attn.to_out[0].bias.to(h).expand_as(h)
+        if speech is None:
+            return silence
+        rows = len(speech.k)
+        heard = self.attn(h[:rows], speech)
+        return heard if rows == len(h) else torch.cat([heard, silence[rows:]])
+
+
+def audio_layer(
+    channels: int, inner: int, config: UNetConfig, audio: AudioConfig
+) -> AudioAttention | AudioTransformer:
+    """`inner`: the width of Hallo's."""
+    if audio.layer == "attention":
+        return AudioAttention(channels, config, audio.token_width)
+    return AudioTransformer(channels, inner, config, audio.token_width)

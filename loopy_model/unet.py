@@ -3,7 +3,8 @@
 Parameter names are diffusers' SD1.5 names, so public weights load strictly; the layers that Loopy
 adds stand beside them as `inter_modules`, `audio_modules` and `intra_modules`. Ablated nets have no
 `inter_modules`, and the one temporal layer that is left is called `intra_modules`. An attention *site*
-is a place where the trunk attends; both nets have the same sites in the same order.
+is a place where the trunk attends; both nets have the same sites in the same order. Imported models
+(`temporal_everywhere`) have intra-clip layers also after residual blocks without a site.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from .conditions import Conditions, KeyValue, SiteConditions, SiteFeatures
 from .config import LoopyConfig, UNetConfig
 from .layers import Downsample, ResnetBlock, SpatialTransformer, TimestepEmbedding, Upsample
-from .temporal import AudioAttention, InterClipLayer, IntraClipLayer, JointLayer
+from .temporal import HalloLayer, InterClipLayer, IntraClipLayer, JointLayer, audio_layer
 
-Site = Callable[["Block", int, Tensor], Tensor]
+Place = Callable[["Block", int, Tensor], Tensor]  # what happens after residual block i of a block
 
 
 class Block(nn.Module):
@@ -40,23 +41,38 @@ class Block(nn.Module):
             ]
             self.attentions = nn.ModuleList(transformers)
 
+    @property
+    def has_sites(self) -> bool:
+        return hasattr(self, "attentions")
+
     def add_conditions(self, config: LoopyConfig) -> None:
         """Loopy's own layers, one set per site."""
         channels, clip, unet = self.resnets[0].conv1.out_channels, config.clip, config.unet
+        if not self.has_sites:
+            if unet.temporal_everywhere:
+                self.intra_modules = nn.ModuleList(
+                    [IntraClipLayer(channels, unet, clip.frames) for _ in self.resnets]
+                )
+            return
         sites = range(len(self.attentions))
         if unet.temporal == "dual":
             self.inter_modules = nn.ModuleList(
                 [InterClipLayer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
             )
         self.audio_modules = nn.ModuleList(
-            [AudioAttention(channels, unet, config.audio.token_width) for _ in sites]
+            [audio_layer(channels, self.hallo_width(i), unet, config.audio) for i in sites]
         )
-        if unet.temporal == "joint":
+        if unet.temporal in ("joint", "hallo"):
+            layer = JointLayer if unet.temporal == "joint" else HalloLayer
             self.intra_modules = nn.ModuleList(
-                [JointLayer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
+                [layer(channels, unet, clip.frames, clip.motion_ages) for _ in sites]
             )
         else:
             self.intra_modules = nn.ModuleList([IntraClipLayer(channels, unet, clip.frames) for _ in sites])
+
+    def hallo_width(self, i: int) -> int:
+        """Inside Hallo's audio layer at site `i`: as wide as what enters the residual block before it."""
+        return self.resnets[i].conv1.in_channels
 
     def layer_with_motion_frames(self, i: int) -> InterClipLayer | None:
         """The temporal layer of site `i` in which motion frames stand beside the clip."""
@@ -66,9 +82,8 @@ class Block(nn.Module):
     def run(self, layer: nn.Module, *inputs: Any) -> Any:
         return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)
 
-    def layer(self, i: int, x: Tensor, temb: Tensor, site: Site) -> Tensor:
-        x = self.run(self.resnets[i], x, temb)
-        return site(self, i, x) if hasattr(self, "attentions") else x
+    def layer(self, i: int, x: Tensor, temb: Tensor, place: Place) -> Tensor:
+        return place(self, i, self.run(self.resnets[i], x, temb))
 
 
 class DownBlock(Block):
@@ -79,9 +94,9 @@ class DownBlock(Block):
         if not last:
             self.downsamplers = nn.ModuleList([Downsample(channels)])
 
-    def forward(self, x: Tensor, temb: Tensor, site: Site, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, place: Place, skips: list[Tensor]) -> Tensor:
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, temb, site)
+            x = self.layer(i, x, temb, place)
             skips.append(x)
         if hasattr(self, "downsamplers"):
             x = self.downsamplers[0](x)
@@ -93,11 +108,15 @@ class MidBlock(Block):
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__([channels, channels], channels, config, 1)
 
-    def forward(self, x: Tensor, temb: Tensor, site: Site) -> Tensor:
-        return self.run(self.resnets[1], self.layer(0, x, temb, site), temb)
+    def forward(self, x: Tensor, temb: Tensor, place: Place) -> Tensor:
+        return self.run(self.resnets[1], self.layer(0, x, temb, place), temb)
 
 
 class UpBlock(Block):
+    def hallo_width(self, i: int) -> int:
+        """On the way up all are as wide as the next finer level, whose features the last block gets."""
+        return self.resnets[-1].conv1.in_channels - self.resnets[-1].conv1.out_channels
+
     def __init__(
         self, inputs: list[int], channels: int, config: UNetConfig, attention: bool, last: bool
     ) -> None:
@@ -105,9 +124,9 @@ class UpBlock(Block):
         if not last:
             self.upsamplers = nn.ModuleList([Upsample(channels)])
 
-    def forward(self, x: Tensor, temb: Tensor, site: Site, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, place: Place, skips: list[Tensor]) -> Tensor:
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], 1), temb, site)
+            x = self.layer(i, torch.cat([x, skips.pop()], 1), temb, place)
         return self.upsamplers[0](x, skips[-1].shape[-2:]) if hasattr(self, "upsamplers") else x
 
 
@@ -116,6 +135,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
+        self.config = config
         widths, layers, last = config.channels, config.layers, len(config.channels) - 1
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], config.time_channels)
@@ -140,17 +160,17 @@ class UNet(nn.Module):
         yield from (*self.down_blocks, self.mid_block, *self.up_blocks)
 
     def blocks_with_sites(self) -> Iterator[Block]:
-        return (block for block in self.blocks() if hasattr(block, "attentions"))
+        return (block for block in self.blocks() if block.has_sites)
 
-    def trunk(self, x: Tensor, temb: Tensor, site: Site) -> Tensor:
+    def trunk(self, x: Tensor, temb: Tensor, place: Place) -> Tensor:
         """(B, C, h, w) -> (B, channels[0], h, w)."""
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
-            x = block(x, temb, site, skips)
-        x = self.mid_block(x, temb, site)
+            x = block(x, temb, place, skips)
+        x = self.mid_block(x, temb, place)
         for block in self.up_blocks:
-            x = block(x, temb, site, skips)
+            x = block(x, temb, place, skips)
         return x
 
 
@@ -160,10 +180,14 @@ class ReferenceUNet(UNet):
     def forward(self, latents: Tensor) -> list[SiteFeatures]:
         """(B, C, h, w) -> the features of every site. Clean pictures: the timestep is 0."""
         seen: list[SiteFeatures] = []
+        shows_normed = self.config.temporal == "hallo"
 
         def read(block: Block, i: int, x: Tensor) -> Tensor:
+            if not block.has_sites:
+                return x
             x, normed = block.run(block.attentions[i], x)
-            seen.append(SiteFeatures(normed, x))
+            normed_map = rearrange(normed, "b (h w) c -> b c h w", h=x.shape[2])
+            seen.append(SiteFeatures(normed, normed_map if shows_normed else x))
             return x
 
         temb = self.time_embedding(latents.new_zeros(len(latents)), latents)
@@ -176,19 +200,22 @@ class DenoisingUNet(UNet):
 
     def __init__(self, config: LoopyConfig) -> None:
         super().__init__(config.unet)
-        for block in self.blocks_with_sites():
-            block.add_conditions(config)
+        self.add_conditions(config)
         width = config.unet.channels[0]
         self.conv_norm_out = nn.GroupNorm(config.unet.groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, config.unet.latent_channels, 3, padding=1)
+
+    def add_conditions(self, config: LoopyConfig) -> None:
+        """Loopy's own layers, as new; those that were there are replaced."""
+        for block in self.blocks():
+            block.add_conditions(config)
 
     def forward(self, noisy: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         """Noisy latents (B, F, C, h, w) at timesteps (B,) -> prediction of the same shape."""
         frames = noisy.shape[1]
         sites = iter(conditions.sites)
 
-        def attend(block: Block, i: int, x: Tensor) -> Tensor:
-            site = next(sites)
+        def attend(block: Block, i: int, x: Tensor, site: SiteConditions) -> Tensor:
             x, _ = block.run(block.attentions[i], x, _per_frame(site.reference, frames))
             if conditions.spatial_only:
                 return x
@@ -198,13 +225,20 @@ class DenoisingUNet(UNet):
             x = x + block.run(block.audio_modules[i], x, site.audio)
             return block.run(block.intra_modules[i], x, frames, past)
 
+        def after_residual(block: Block, i: int, x: Tensor) -> Tensor:
+            if block.has_sites:
+                return attend(block, i, x, next(sites))
+            if conditions.spatial_only or not hasattr(block, "intra_modules"):
+                return x
+            return block.run(block.intra_modules[i], x, frames)
+
         temb = self.time_embedding(timestep, noisy)  # (B, T)
         temb = repeat(temb, "b t -> b f t", f=frames)
         if conditions.motion_latents is not None:
             heard = len(conditions.motion_latents)  # guidance in one batch: only the first rows hear
             temb = torch.cat([temb[:heard] + conditions.motion_latents, temb[heard:]])
         x = rearrange(noisy, "b f c h w -> (b f) c h w")
-        x = self.trunk(x, rearrange(temb, "b f t -> (b f) t"), attend)
+        x = self.trunk(x, rearrange(temb, "b f t -> (b f) t"), after_residual)
         x = self.conv_out(nnf.silu(self.conv_norm_out(x)))
         return rearrange(x, "(b f) c h w -> b f c h w", f=frames)
 

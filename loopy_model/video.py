@@ -1,8 +1,11 @@
 """Frames and waveform <-> video file, through PyAV."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -16,27 +19,31 @@ AAC_RATE = 48_000  # Hz; AAC knows few rates, and this one everything plays
 
 def write_video(
     path: Path,
-    frames: Tensor,
+    frames: Tensor | Iterable[Tensor],
     fps: Fraction,
-    waveform: Tensor | None = None,
+    waveform: Tensor | Path | None = None,
     sample_rate: int = AAC_RATE,
     metadata: dict[str, str] | None = None,
 ) -> None:
     """One H.264/AAC mp4. It appears under `path` only when it is complete.
 
-    `frames` (F, H, W, C) 0..1: alpha is dropped, an odd size grows by one repeated row or column.
-    `waveform` (channels, samples): any rate, more than two channels become one; cut where the
-    video ends; an empty one means no sound. Raises ValueError for no frames or NaN in them.
+    `frames` (F, H, W, C) 0..1, whole or in parts that are made as they are written: alpha is dropped, an
+    odd size grows by one repeated row or column. `waveform` (channels, samples), or a file with sound,
+    which brings its own rate: more than two channels become one; cut where the video ends; an empty one
+    means no sound. Raises ValueError for no frames or NaN in them.
     """
-    if not len(frames):
-        raise ValueError("there are no images to write; give at least one.")
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    parts = iter([frames] if isinstance(frames, Tensor) else frames)
+    first = next((part for part in parts if len(part)), None)
+    if first is None:
+        raise ValueError("there are no images to write; give at least one.")
     try:
         with av.open(
             str(partial), "w", format="mp4", options={"movflags": "use_metadata_tags+faststart"}
         ) as file:
             file.metadata.update(metadata or {})
-            _write(file, frames, fps, waveform, sample_rate)
+            with _sound(waveform, sample_rate) as sound:
+                _write(file, chain([first], parts), first.shape[1:3], fps, sound)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -44,22 +51,23 @@ def write_video(
 
 def _write(
     file: av.container.OutputContainer,
-    frames: Tensor,
+    parts: Iterable[Tensor],
+    size: torch.Size,
     fps: Fraction,
-    waveform: Tensor | None,
-    sample_rate: int,
+    sound: "Sound | None",
 ) -> None:
-    height, width = (side + side % 2 for side in frames.shape[1:3])
     video = file.add_stream("h264", rate=fps)
-    video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-    video.options = {"crf": "16", "preset": "medium"}
-    sound = _stereo_or_mono(waveform, sample_rate, Fraction(len(frames)) / fps)
-    audio = None if sound is None else file.add_stream("aac", rate=AAC_RATE, layout=_layout(sound))
-    for picture in frames:
-        file.mux(video.encode(av.VideoFrame.from_ndarray(_rgb(picture), format="rgb24")))
+    video.height, video.width = (side + side % 2 for side in size)
+    video.pix_fmt, video.options = "yuv420p", {"crf": "16", "preset": "medium"}
+    audio = sound and file.add_stream("aac", rate=AAC_RATE, layout=sound.layout)
+    count = 0
+    for part in parts:
+        for picture in part:
+            file.mux(video.encode(av.VideoFrame.from_ndarray(_rgb(picture), format="rgb24")))
+        count += len(part)
     file.mux(video.encode(None))
-    if audio is not None:
-        for block in _resampled(sound, sample_rate):
+    if audio:
+        for block in sound.resampled(count / fps):
             file.mux(audio.encode(block))
         file.mux(audio.encode(None))
 
@@ -78,27 +86,61 @@ def _rgb(picture: Tensor) -> np.ndarray:
     return (planes.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().contiguous().numpy()
 
 
-def _stereo_or_mono(waveform: Tensor | None, sample_rate: int, seconds: Fraction) -> np.ndarray | None:
-    """(channels, samples) float32, not longer than the video; None when there is no sound."""
-    if waveform is None or waveform.numel() == 0:
-        return None
-    waveform = waveform[:, : round(seconds * sample_rate)].float().cpu()
-    if len(waveform) > 2:
-        waveform = waveform.mean(0, keepdim=True)
-    return waveform.nan_to_num().clamp(-1, 1).contiguous().numpy()
+@dataclass(frozen=True)
+class Sound:
+    """A waveform that is read block by block: a long one need not be in memory as a whole."""
+
+    rate: int
+    channels: int
+    blocks: Iterable[Tensor]  # (channels, samples)
+
+    @property
+    def layout(self) -> str:
+        return "stereo" if self.channels == 2 else "mono"
+
+    def resampled(self, seconds: Fraction) -> Iterator[av.AudioFrame]:
+        """The first `seconds` for AAC."""
+        resampler = av.AudioResampler(format="fltp", layout=self.layout, rate=AAC_RATE)
+        left, done = round(seconds * self.rate), 0
+        for block in self.blocks:
+            block = block[:, : left - done]
+            if not block.shape[1]:
+                break
+            frame = av.AudioFrame.from_ndarray(_stereo_or_mono(block), format="fltp", layout=self.layout)
+            frame.sample_rate, frame.pts, frame.time_base = self.rate, done, Fraction(1, self.rate)
+            done += block.shape[1]
+            yield from resampler.resample(frame)
+        yield from resampler.resample(None)
 
 
-def _layout(sound: np.ndarray) -> str:
-    return "stereo" if len(sound) == 2 else "mono"
+def _stereo_or_mono(block: Tensor) -> np.ndarray:
+    """(channels, samples) float32."""
+    block = block.float().cpu()
+    if len(block) > 2:
+        block = block.mean(0, keepdim=True)
+    return block.nan_to_num().clamp(-1, 1).contiguous().numpy()
 
 
-def _resampled(sound: np.ndarray, sample_rate: int) -> Iterable[av.AudioFrame]:
-    frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout=_layout(sound))
-    frame.sample_rate = sample_rate
-    frame.pts = 0
-    resampler = av.AudioResampler(format="fltp", layout=_layout(sound), rate=AAC_RATE)
-    yield from resampler.resample(frame)
-    yield from resampler.resample(None)
+@contextmanager
+def _sound(source: Tensor | Path | None, rate: int) -> Iterator[Sound | None]:
+    """None when there is no sound."""
+    if isinstance(source, Path):
+        with av.open(str(source)) as file:
+            stream = next(iter(file.streams.audio), None)
+            yield stream and Sound(stream.rate, stream.channels, _decoded(file, stream.layout.name))
+    elif source is None or source.numel() == 0:
+        yield None
+    else:
+        yield Sound(rate, len(source), source.split(rate, 1))
+
+
+def _decoded(file: av.container.InputContainer, layout: str, rate: int | None = None) -> Iterator[Tensor]:
+    """(channels, samples) float32, block by block, of the first sound track."""
+    stream = file.streams.audio[0]
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate or stream.rate)
+    for frame in chain(file.decode(stream), [None]):
+        for out in resampler.resample(frame):
+            yield torch.from_numpy(out.to_ndarray())
 
 
 def read_video(path: Path) -> tuple[Tensor, Fraction, Tensor | None, int]:
@@ -117,6 +159,14 @@ def read_audio(path: Path) -> tuple[Tensor | None, int]:
         if not file.streams.audio:
             return None, 0
         stream = file.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
-        frames = [out.to_ndarray() for frame in file.decode(stream) for out in resampler.resample(frame)]
-        return torch.from_numpy(np.concatenate(frames, 1)), stream.rate
+        blocks = list(_decoded(file, stream.layout.name))
+        return torch.cat(blocks, 1) if blocks else torch.empty(stream.channels, 0), stream.rate
+
+
+def read_voice(path: Path, rate: int) -> Tensor:
+    """-> mono waveform (samples,) float32 at `rate`, empty when there is no sound; in memory it is never
+    larger than that."""
+    with av.open(str(path)) as file:
+        stream = next(iter(file.streams.audio), None)
+        blocks = stream and [block.mean(0) for block in _decoded(file, stream.layout.name, rate)]
+    return torch.cat(blocks) if blocks else torch.empty(0)

@@ -15,11 +15,12 @@ def lively(net: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if not name.endswith("positions"):  # sinusoids, alive from the start
-                parameter.copy_(_values(name, torch.randn(parameter.shape, generator=generator)))
+                parameter.copy_(spread(name, torch.randn(parameter.shape, generator=generator)))
     return net.eval()
 
 
-def _values(name: str, unit: Tensor) -> Tensor:
+def spread(name: str, unit: Tensor) -> Tensor:
+    """Numbers of spread 1 as those of a trained weight of that name."""
     if unit.ndim == 1:  # biases around 0, the weights of norms around 1
         return 0.1 * unit + float(name.endswith("weight"))
     if name.endswith("embeddings"):

@@ -82,6 +82,14 @@ def test_training_is_imported_by_the_command_line_alone(path: Path) -> None:
 
 
 @EVERY_MODULE
+def test_importers_stand_on_the_model_and_are_imported_by_the_command_line_alone(path: Path) -> None:
+    if path.relative_to(PACKAGE).parts[0] == "donors":
+        assert ours(path) <= {"config", "model", "weights", "donors"}
+    elif path.name != "cli.py":
+        assert "donors" not in ours(path)
+
+
+@EVERY_MODULE
 def test_nothing_imports_the_host(path: Path) -> None:
     assert not {name.split(".")[0] for name in imports(path)} & HOST
 

@@ -5,7 +5,8 @@ import torch
 from oracles import attention, lively
 from torch import Tensor
 
-from loopy_model.layers import Attention, SpatialTransformer, TimestepEmbedding
+from loopy_model import layers
+from loopy_model.layers import Attention, FeedForward, SpatialTransformer, TimestepEmbedding
 
 HEADS = 2
 
@@ -26,10 +27,11 @@ def textbook(layer: Attention, x: Tensor, others: Tensor) -> Tensor:
     return attention(q, k, v, HEADS) @ layer.to_out[0].weight.T + layer.to_out[0].bias
 
 
+@pytest.mark.parametrize("count", [3, 300])  # over many keys a CPU fills up the heads, here 4 wide
 def test_reference_tokens_stand_beside_the_own_ones_in_one_softmax(
-    layer: Attention, generator: torch.Generator
+    layer: Attention, count: int, generator: torch.Generator
 ) -> None:
-    x, reference = tokens(2, 5, generator), tokens(2, 3, generator)
+    x, reference = tokens(2, 5, generator), tokens(2, count, generator)
     out = layer(x, layer.keys_values(x), layer.keys_values(reference))
     for i in range(2):
         assert torch.allclose(out[i], textbook(layer, x[i], reference[i]), atol=1e-12)
@@ -81,3 +83,17 @@ def test_timestep_sinusoids_have_cosines_first_and_rates_from_1_down() -> None:
     embedding(torch.tensor([3]), torch.zeros(1))
     three = torch.tensor([3.0, 0.03])  # rates 10000 ** (-i / 2): 1 and 0.01
     assert torch.allclose(seen[0], torch.cat([three.cos(), three.sin()])[None], atol=1e-6)
+
+
+@pytest.mark.parametrize("values", [1, 64, 640, 2**19])
+def test_a_feed_forward_in_blocks_of_rows_computes_the_same(
+    values: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 1, 1, 10 and all 35 rows, the third not a divisor."""
+    net, x = lively(FeedForward(8, 4)).double(), tokens(5, 7, generator)
+    monkeypatch.setattr(layers, "CACHED_VALUES", values)
+    with torch.no_grad():
+        value, gate = net.net[0].proj(x).chunk(2, -1)
+        by_hand = net.net[2](value * gate * (1 + torch.erf(gate / 2**0.5)) / 2)
+        assert torch.allclose(net(x), by_hand, atol=1e-12)
+    assert torch.allclose(net(x), by_hand, atol=1e-12)  # with gradients, in one

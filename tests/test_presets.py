@@ -88,13 +88,16 @@ def test_ablations_are_in_the_config_and_survive_json() -> None:
 def test_configs_from_before_the_ablations_are_the_full_model(config: LoopyConfig) -> None:
     values = config.to_dict()
     del values["clip"]["sampling"], values["unet"]["temporal"], values["audio"]["to_latents"]
+    del values["unet"]["temporal_everywhere"], values["audio"]["layer"], values["audio"]["norm"]
     assert LoopyConfig.from_dict(values) == config
     assert (config.clip.sampling, config.unet.temporal, config.audio.to_latents) == ("uniform", "dual", True)
 
 
 def test_unknown_ablations_are_refused() -> None:
-    with pytest.raises(ValueError, match="^temporal is 'both'; choose one of dual, joint, intra.$"):
+    with pytest.raises(ValueError, match="^temporal is 'both'; choose one of dual, joint, intra, hallo.$"):
         replace(UNetConfig(), temporal="both")
+    with pytest.raises(ValueError, match="^layer is 'deaf'; choose one of attention, transformer.$"):
+        replace(LOOPY.audio, layer="deaf")
     with pytest.raises(ValueError, match="^sampling is 'median'; choose one of uniform, mean, random.$"):
         ClipGeometry(sampling="median")
 

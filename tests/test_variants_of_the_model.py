@@ -41,6 +41,12 @@ VARIANTS = {
         TINY, unet=replace(TINY.unet, temporal="joint", intra_attentions=2)
     ),
     "the paper's simple baseline": variant("joint", to_latents=False, segments=1),
+    "Hallo's temporal and audio layers": replace(
+        variant("hallo", segments=1, ratio=1),
+        unet=replace(TINY.unet, temporal="hallo", intra_attentions=2),
+        audio=replace(TINY.audio, layer="transformer", norm=False),
+    ),
+    "temporal layers everywhere": replace(TINY, unet=replace(TINY.unet, temporal_everywhere=True)),
     "r = 1": variant(ratio=1),
     "mean": variant(sampling="mean"),
     "random": variant(sampling="random"),
@@ -84,7 +90,7 @@ def test_a_training_step_reaches_every_parameter_and_lowers_the_loss(config: Loo
     before = losses(model).mean()
     before.backward()
     silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    if not config.unet.sees_motion_frames:  # of the last site only motion frames' features are used
+    if config.unet.temporal in ("intra", "hallo"):  # of the last site only what is normed is used
         silent = {name for name in silent if not name.startswith("reference_unet.up_blocks.1.attentions.1.")}
     assert not silent
     torch.optim.SGD(model.parameters(), lr=1e-3).step()

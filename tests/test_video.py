@@ -1,5 +1,7 @@
 """Frames and sound through a real file and back."""
 
+import weakref
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from loopy_model import video
 from loopy_model.audio import frame_count
-from loopy_model.video import AAC_RATE, read_audio, read_video, write_video
+from loopy_model.video import AAC_RATE, read_audio, read_video, read_voice, write_video
 
 av = pytest.importorskip("av")
 
@@ -212,7 +214,7 @@ def test_a_failing_write_leaves_the_file_of_before(tmp_path: Path, monkeypatch: 
     def full_disk(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(video, "_resampled", full_disk)
+    monkeypatch.setattr(video.Sound, "resampled", full_disk)
     with pytest.raises(OSError, match="no space"):
         write_video(path, moving(5), FPS, tone(0.2, 16_000), 16_000)
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
@@ -224,3 +226,59 @@ def test_a_video_is_replaced_and_names_may_be_strange(tmp_path: Path) -> None:
         write_video(path, moving(frames), FPS)
         assert len(read_video(path)[0]) == frames
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- long ones ----------------------------------------------------------------------------------
+
+
+def test_parts_make_the_same_file_as_the_whole(tmp_path: Path) -> None:
+    frames, waveform = moving(10), tone(0.4, 16_000)
+    write_video(tmp_path / "whole.mp4", frames, FPS, waveform, 16_000)
+    parts = (frames[start : start + 4] for start in (0, 4, 8))
+    write_video(tmp_path / "parts.mp4", parts, FPS, waveform, 16_000)
+    assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "parts.mp4").read_bytes()
+
+
+def test_parts_are_written_as_they_are_made(tmp_path: Path) -> None:
+    """Of 100 parts no two are alive together, but for the one that is just being made."""
+    alive, most = weakref.WeakSet(), 0
+
+    def parts() -> Iterator[Tensor]:
+        nonlocal most
+        for _ in range(100):
+            part = moving(1, 16, 16)
+            alive.add(part)
+            most = max(most, len(alive))
+            yield part
+
+    write_video(tmp_path / "a.mp4", parts(), FPS)
+    assert most <= 3 and len(read_video(tmp_path / "a.mp4")[0]) == 100
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_sound_of_a_file_is_that_of_its_waveform(tmp_path: Path, rate: int, channels: int) -> None:
+    voice = tmp_path / "voice.mp4"
+    write_video(voice, moving(75, 16, 16), FPS, tone(3, rate, channels), rate)
+    write_video(tmp_path / "file.mp4", moving(50, 16, 16), FPS, voice)
+    write_video(tmp_path / "waveform.mp4", moving(50, 16, 16), FPS, *read_audio(voice))
+    assert torch.equal(read_audio(tmp_path / "file.mp4")[0], read_audio(tmp_path / "waveform.mp4")[0])
+    assert played(tmp_path / "file.mp4") == pytest.approx(2, abs=0.02)
+
+
+def test_a_file_without_sound_makes_a_silent_video_and_an_empty_voice(tmp_path: Path) -> None:
+    write_video(tmp_path / "silent.mp4", moving(2), FPS)
+    write_video(tmp_path / "a.mp4", moving(2), FPS, tmp_path / "silent.mp4")
+    assert read_audio(tmp_path / "a.mp4") == (None, 0)
+    assert not len(read_voice(tmp_path / "silent.mp4", 16_000))
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_a_voice_is_mono_at_the_wanted_rate(tmp_path: Path, rate: int) -> None:
+    left = tone(1.0, rate)
+    write_video(tmp_path / "a.mp4", moving(25, 16, 16), FPS, torch.cat([left, torch.zeros_like(left)]), rate)
+    voice = read_voice(tmp_path / "a.mp4", 16_000)
+    assert len(voice) == pytest.approx(16_000, abs=200)
+    wanted = tone(1.0, 16_000)[0, 4000:12000] / 2  # the mean of both channels
+    lags = [(voice[4000 + lag : 12000 + lag] - wanted).square().mean() for lag in range(-40, 41)]
+    assert min(lags) < 0.01 * wanted.square().mean()

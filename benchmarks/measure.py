@@ -1,0 +1,57 @@
+"""What the benchmarks measure with: time, operations, memory, and the machine's own limit."""
+
+import platform
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Work = Callable[[], object]
+
+
+def machine(device: str) -> dict[str, str | int]:
+    """What a figure depends on beside the code."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def seconds(work: Work, device: str) -> float:
+    """Of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def in_turns(works: dict[str, Work], device: str, rounds: int) -> dict[str, float]:
+    """The least seconds of each, after one call that is not counted. They take turns, so that a machine
+    that is slow for a while is slow for all."""
+    for work in works.values():
+        work()
+    times = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(seconds(work, device))
+    return {name: min(taken) for name, taken in times.items()}
+
+
+def operations(work: Work) -> int:
+    """FLOP of matrix products, convolutions and attention; a multiplication with its addition is two."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square product."""
+    side = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / in_turns({"product": lambda: a @ b}, device, 5)["product"]

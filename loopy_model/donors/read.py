@@ -1,0 +1,111 @@
+"""Weight files -> named tensors.
+
+Nothing in a file is executed: pickles are opened with `weights_only`. The tensors are views of the
+mapped file, so their numbers are read when they are used and a donor costs next to no memory.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+SAFE, PICKLED = (".safetensors", ".sft"), (".ckpt", ".pt", ".pth", ".bin")
+WRAPPERS = ("state_dict", "module")  # under which trainers put the weights
+DIFFUSERS = "diffusion_pytorch_model"  # of such files one folder may hold several: whole, fp16, pickled
+INDEX = ".index.json"
+
+
+class NotADonor(ValueError):
+    """The files cannot be imported; the message says why and what to do, in one sentence."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    name: str  # for messages
+    tensors: dict[str, Tensor]
+    found: bool = False  # in a folder, not named by the user
+
+
+def read(path: Path) -> list[WeightFile]:
+    """A file, or every weight file of a folder and of its folders."""
+    if not path.exists():
+        raise NotADonor(f"there is no file {path}; check the path.")
+    if path.is_file():
+        return [WeightFile(path.name, _load(path))]
+    folders = [path, *sorted(inner for inner in path.rglob("*") if inner.is_dir())]
+    files = [file for folder in folders for file in _folder(folder, path)]
+    if not files:
+        raise NotADonor(f"{path.name} is a folder without weight files; give the files or their folder.")
+    return files
+
+
+def _folder(folder: Path, root: Path) -> Iterator[WeightFile]:
+    files = sorted(file for file in folder.iterdir() if file.suffix in (*SAFE, *PICKLED))
+    if index := min(folder.glob(f"*{INDEX}"), default=None):  # "....index.json" before "....index.fp16.json"
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        yield _found(folder, root, *(folder / shard for shard in shards))
+        files = [file for file in files if not file.name.startswith(index.name.split(".")[0])]
+    copies = [file for file in files if file.name.startswith(DIFFUSERS)]
+    if copies:
+        yield _found(folder, root, min(copies, key=_preference))
+    for file in files:
+        if file not in copies:
+            yield WeightFile(str(file.relative_to(root.parent)), _load(file), found=True)
+
+
+def _preference(file: Path) -> tuple[bool, int]:
+    """Of copies of one net: safetensors first, then the one without a variant in its name."""
+    return file.suffix in PICKLED, len(file.name)
+
+
+def _found(folder: Path, root: Path, *files: Path) -> WeightFile:
+    tensors = {key: tensor for file in files for key, tensor in _load(file).items()}
+    return WeightFile(str(folder.relative_to(root.parent)), tensors, found=True)
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    if path.suffix not in (*SAFE, *PICKLED):
+        raise NotADonor(
+            f"{path.name} is no kind of weight file that is known here; give one of "
+            f"{', '.join((*SAFE, *PICKLED))}."
+        )
+    try:
+        content = load_file(path) if path.suffix in SAFE else _unpickle(path)
+    except FileNotFoundError as error:
+        raise NotADonor(f"{path.name} is missing beside its index; download it too.") from error
+    except pickle.UnpicklingError as error:
+        raise NotADonor(
+            f"{path.name} holds more than weights and is not opened, because such a file can run code; "
+            "look for a .safetensors of the same model."
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        raise NotADonor(
+            f"{path.name} cannot be read; it may be incomplete: copy or download it again."
+        ) from error
+    tensors = _unwrap(content)
+    if not tensors:
+        raise NotADonor(f"{path.name} holds no weights; give another file.")
+    return tensors
+
+
+def _unpickle(path: Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def _unwrap(content: object) -> dict[str, Tensor]:
+    """The weights alone, without a trainer's wrapper, counters, and DataParallel's prefix."""
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        return {}
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}

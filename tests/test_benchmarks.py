@@ -1,0 +1,48 @@
+"""The benchmark counts and compares rightly, and a step is as fast as is claimed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import sampling
+from benchmarks.measure import in_turns, operations
+from benchmarks.subjects import BRANCHES, Sampling, sized, yardsticks
+from loopy_model.config import LOOPY
+
+
+def test_operations_are_two_for_each_multiplication() -> None:
+    a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
+    assert operations(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_of_twenty_motion_frames_eight_are_new_to_a_clip() -> None:
+    segments = (range(4), range(4, 12, 2), range(12, 28, 4), range(28, 60, 8), range(60, 124, 16))
+    assert LOOPY.clip.motion_ages == tuple(age for segment in segments for age in segment)
+    assert sampling.new_motion_frames(LOOPY.clip) == 8  # 0, 1, 2, 3, 4, 6, 8 and 10
+
+
+def test_all_is_written_down_and_adds_up(tmp_path: Path) -> None:
+    arguments = ["--size", "4", "--rounds", "1", "--only", "steps", "clip", "parts", "memory"]
+    sampling.main(["--report", str(tmp_path), *arguments])
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    steps, clip = result["steps"]["branches"], result["clip"]
+    branch = steps["audio, reference"]["gflop"] - steps["audio"]["gflop"]  # the picture, without the voice
+    base = steps["audio, base"]["gflop"] - steps["audio"]["gflop"]
+    assert base < branch < steps["audio"]["gflop"]
+    assert clip["steps"]["tflop"] == pytest.approx(25 * steps["audio, reference, base"]["gflop"] / 1000)
+    assert sum(result["parts"].values()) == pytest.approx(1)
+    assert 0 < result["memory"]["more_operations"] < 0.01
+    assert "| VAE |" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_a_step_of_two_branches_is_about_as_fast_as_two_passes_of_animatediff() -> None:
+    config = sized("reduced", 32)
+    with torch.inference_mode():
+        subject = Sampling(config, "cpu", torch.float32)
+        two = {name: subject.step(BRANCHES[name]) for name in ("audio, base", "audio, reference")}
+        one = yardsticks(config, "cpu", torch.float32)["UNetMotionModel"]
+        taken = in_turns(two | {"diffusers": one}, "cpu", 2)
+    for name in two:
+        assert taken[name] <= 1.15 * 2 * taken["diffusers"]
