@@ -40,6 +40,7 @@ def generate(arguments: Sequence[str]) -> None:
     from tqdm import tqdm
 
     from .adapter import NotAnAdapter
+    from .budget import budget
     from .config import SAMPLE_RATE
     from .pipeline import Pipeline
     from .sampling import Guidance
@@ -63,14 +64,19 @@ def generate(arguments: Sequence[str]) -> None:
         pipeline = Pipeline(args.model, args.adapter, args.adapter_strength)
     except (NotALoopyModel, NotAnAdapter) as error:
         raise SystemExit(str(error)) from error
+    guidance = Guidance(args.audio_ratio, args.ref_ratio)
+    request = pipeline.request(portrait, voice, guidance, args.steps, args.seed)
+    needed = budget(pipeline.config, request)
+    if not needed.frames:
+        raise SystemExit(f"{args.voice} is shorter than half a video frame (20 ms); use a longer recording.")
+    print(needed, file=sys.stderr)
     with tqdm(unit="step") as bar:
 
         def show(step) -> None:
             bar.total = step.total
             bar.update()
 
-        guidance = Guidance(args.audio_ratio, args.ref_ratio)
-        clips = pipeline.clips(portrait, voice, guidance, args.steps, args.seed, show)
+        clips = pipeline.clips(request, show)
         try:
             write_video(args.output, clips, Fraction(pipeline.config.clip.fps), args.voice)
         except OSError as error:

@@ -64,24 +64,23 @@ class Pipeline:
         voice's place in audio-to-latents.
         """
         voice = resample(waveform.mean(0), sample_rate)
-        return torch.cat(list(self.clips(portrait, voice, guidance, steps, seed, past=past, level=level)))
+        request = self.request(portrait, voice, guidance, steps, seed, past, level)
+        return torch.cat(list(self.clips(request)))
 
     @torch.inference_mode()
-    def clips(
+    def request(
         self,
         portrait: Tensor,
         voice: Tensor,
         guidance: Guidance = Guidance(),
         steps: int = 25,
         seed: int = 0,
-        on_step: Callable[[Step], None] = lambda step: None,
         past: Tensor | None = None,
         level: tuple[Source, float] | None = None,
-    ) -> Iterator[Tensor]:
-        """The same from a `voice` (samples,) at 16 kHz, clip by clip as they are made: nothing of the
-        video stays in memory but what later clips remember."""
+    ) -> Request:
+        """The same for a `voice` (samples,) at 16 kHz: everything is encoded, nothing generated."""
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
-        request = Request(
+        return Request(
             portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),
             speech=speech,
             segments=TemporalSegments(self.config.clip),
@@ -92,6 +91,12 @@ class Pipeline:
             past=None if past is None else self.encode(past),
             motion_latents=level and self._motion_latents(*level, len(speech)),
         )
+
+    @torch.inference_mode()
+    def clips(
+        self, request: Request, on_step: Callable[[Step], None] = lambda step: None
+    ) -> Iterator[Tensor]:
+        """Clip by clip, as they are made: nothing of the video stays but what later clips remember."""
         for step in generate(self.model, request):
             on_step(step)
             if step.finished is not None:

@@ -17,10 +17,6 @@ from .diffusion import NoiseSchedule
 from .model import Loopy, motion_features
 from .motion import Ages, TemporalSegments
 
-# Tensors of the first level's size that are alive at once at the widest point of a pass (GEGLU's
-# doubled feed-forward, concatenated keys, skip connections).
-LIVE_COPIES = 36
-
 ONE_BATCH = 2**18  # values of a clip at the first level; the puppet has 37 thousand, SD1.5's size 16 million
 
 
@@ -222,18 +218,3 @@ class MotionMemory:
             return any(a in wanted for a in later)
 
         self.features = {name: kept for name, kept in self.features.items() if returns(name)}
-
-
-def activation_bytes(config: LoopyConfig, height: int, width: int, bytes_per_value: int) -> int:
-    """Memory beside the weights for one clip at latents of `height` x `width`: the cached keys,
-    values and motion features of every site, and the activations of the widest point of a pass."""
-    clip, unet = config.clip, config.unet
-    cached = 0
-    for level, (channels, attention) in enumerate(zip(unet.channels, unet.attention)):
-        sites = attention * (2 * unet.layers + 1) + (level == len(unet.channels) - 1)
-        tokens = -(-height // 2**level) * -(-width // 2**level)
-        reference, motion = 3, 4 * clip.motion_frames  # normed+k+v; features, their stack, k, v
-        cached += sites * tokens * channels * (reference + motion)
-    rows = 3 if is_small(config, height, width) else 1
-    live = rows * LIVE_COPIES * clip.frames * height * width * unet.channels[0]
-    return bytes_per_value * (cached + live)

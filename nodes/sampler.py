@@ -1,3 +1,5 @@
+import logging
+
 import comfy.model_management as mm
 import comfy.utils
 import latent_preview
@@ -5,10 +7,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..loopy_model.budget import budget
 from ..loopy_model.conditions import Speech
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
-from ..loopy_model.sampling import Guidance, Request, activation_bytes, generate
+from ..loopy_model.sampling import Guidance, Request, generate
 from .types import (
     CATEGORY,
     HostedLoopy,
@@ -136,8 +139,13 @@ class LoopySampler(io.ComfyNode):
 
 def _run(hosted: HostedLoopy, request: Request) -> Tensor:
     """All clips with progress, preview and cancelling -> (frames, C, h, w)."""
-    memory = activation_bytes(hosted.config, *request.portrait.shape[-2:], request.dtype.itemsize)
-    mm.load_models_gpu([hosted.patcher], memory_required=memory)
+    needed, device = budget(hosted.config, request), hosted.patcher.load_device
+    logging.info("Loopy Sampler: %s", needed)
+    # All of a card, since the host takes other models off it and streams the weights.
+    lacking = needed.lacking(mm.get_total_memory(device), mm.get_free_memory(mm.intermediate_device()))
+    if lacking:
+        raise ValueError(lacking)
+    mm.load_models_gpu([hosted.patcher], memory_required=needed.working)
     previewer = latent_preview.get_previewer(hosted.patcher.load_device, hosted.latent_format)
     bar, clips = None, []
     for step in generate(hosted.patcher.model, request, mm.throw_exception_if_processing_interrupted):

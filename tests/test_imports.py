@@ -16,6 +16,7 @@ TIERS = [  # a module imports from the tiers above its own, and from its own lef
     ["unet"],
     ["model"],
     ["sampling"],
+    ["budget"],
 ]
 ORDER = [name for tier in TIERS for name in tier]
 HOST = {

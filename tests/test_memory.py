@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from loopy_model.config import LOOPY
 from loopy_model.model import Loopy, motion_features
-from loopy_model.sampling import activation_bytes
+from loopy_model.budget import working_bytes
 
 def memory(line):  # not getrusage, whose peak is at least that of the process that started this one
     with open("/proc/self/status") as status:
@@ -30,7 +30,7 @@ with torch.inference_mode():
     conditions = model.encode_conditions(portrait, motion_features(past, past[0]), windows, motion_latents)
     model.denoise(torch.randn(1, clip.frames, 4, SIZE, SIZE), torch.zeros(1), conditions)
 peak = memory("VmHWM") - before
-print(activation_bytes(config, SIZE, SIZE, 4) / peak)
+print(working_bytes(config, SIZE, SIZE, 4) / peak)
 """
 
 

@@ -1,0 +1,49 @@
+"""What a run needs, against values worked out by hand, and the sentences when it is not there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from loopy_model.budget import Budget, budget
+from loopy_model.conditions import Speech
+from loopy_model.config import PUPPET
+from loopy_model.motion import TemporalSegments
+from loopy_model.sampling import Request
+
+GB = 10**9
+NEEDED = Budget(frames=1000, fps=25, clips=84, steps=25, working=3 * GB, latents=2 * GB)
+
+
+@pytest.mark.parametrize("start, frames, made, clips", [(0, None, 100, 9), (24, None, 76, 7), (96, 30, 4, 1)])
+def test_frames_and_clips_that_are_still_to_be_made(
+    start: int, frames: int | None, made: int, clips: int
+) -> None:
+    speech = Speech(torch.zeros(100, 5, 64), 25)
+    request = Request(
+        torch.zeros(1, 32, 8, 8), speech, TemporalSegments(PUPPET.clip), start=start, frames=frames
+    )
+    needed = budget(PUPPET, request)
+    assert (needed.frames, needed.clips, needed.steps) == (made, clips, 25)
+    assert needed.latents == made * 32 * 8 * 8 * 4
+    half = budget(PUPPET, replace(request, dtype=torch.float16))
+    assert half.working == needed.working // 2 and half.latents == needed.latents  # these stay float32
+
+
+def test_what_fits_is_not_refused() -> None:
+    assert NEEDED.lacking(3 * GB, 2 * GB) is None
+
+
+def test_each_refusal_names_the_need_and_the_remedy() -> None:
+    card = NEEDED.lacking(2 * GB, 9 * GB)
+    assert "3.0 GB" in card and "2.0 GB" in card and "weight_dtype" in card
+    host = NEEDED.lacking(9 * GB, GB)
+    assert "set frames to 500 or less" in host and "start_frame" in host
+    for sentence in (card, host):
+        assert sentence.endswith(".") and ". " not in sentence
+
+
+def test_the_summary_says_frames_seconds_and_memory() -> None:
+    assert str(NEEDED) == (
+        "1000 frames, 40.0 s: 84 clips of 25 steps; memory: 3.0 GB beside the weights, 2.0 GB for the latents."
+    )
