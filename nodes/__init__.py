@@ -7,7 +7,7 @@ from .load import LoopyLoadModel
 from .motion import LoopyMotionFrames
 from .sampler import LoopySampler
 from .samples import LoopySamplePortrait, LoopySampleVoice
-from .video import LoopyVideoCombine
+from .video import LoopyLatentsToVideo, LoopyVideoCombine
 
 NODES = [
     LoopyLoadModel,
@@ -18,6 +18,7 @@ NODES = [
     LoopyMotionFrames,
     LoopySampler,
     LoopyVideoCombine,
+    LoopyLatentsToVideo,
 ]
 
 

@@ -1,7 +1,11 @@
 import json
+from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
+import comfy.model_management as mm
+import comfy.utils
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
@@ -9,6 +13,28 @@ from torch import Tensor
 
 from ..loopy_model.video import write_video
 from .types import CATEGORY
+
+PART = 48  # frames that are decoded at once
+
+FPS = io.Float.Input(
+    "fps",
+    default=25.0,
+    min=1.0,
+    max=120.0,
+    step=0.001,
+    tooltip="Frames per second. Loopy generates 25; change it only after frame interpolation.",
+)
+PREFIX = io.String.Input(
+    "filename_prefix",
+    default="loopy/talking",
+    tooltip="Name below the output folder; folders are made, a number is added.",
+)
+VOICE = io.Audio.Input(
+    "audio",
+    optional=True,
+    tooltip="The voice; cut where the images end. Without it the video is silent.",
+)
+VIDEO = io.Video.Output(display_name="video", tooltip="The written file, for video nodes.")
 
 
 class LoopyVideoCombine(io.ComfyNode):
@@ -27,26 +53,11 @@ class LoopyVideoCombine(io.ComfyNode):
                     "images",
                     tooltip="The frames. Alpha is dropped; an odd width or height grows by one pixel.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=25.0,
-                    min=1.0,
-                    max=120.0,
-                    step=0.001,
-                    tooltip="Frames per second. Loopy generates 25; change it only after frame interpolation.",
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="loopy/talking",
-                    tooltip="Name below the output folder; folders are made, a number is added.",
-                ),
-                io.Audio.Input(
-                    "audio",
-                    optional=True,
-                    tooltip="The voice; cut where the images end. Without it the video is silent.",
-                ),
+                FPS,
+                PREFIX,
+                VOICE,
             ],
-            outputs=[io.Video.Output(display_name="video", tooltip="The written file, for video nodes.")],
+            outputs=[VIDEO],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -54,11 +65,60 @@ class LoopyVideoCombine(io.ComfyNode):
     def execute(
         cls, images: Tensor, fps: float, filename_prefix: str, audio: dict | None = None
     ) -> io.NodeOutput:
-        path, subfolder = _free_path(filename_prefix, images.shape[2], images.shape[1])
-        waveform, rate = (None, 0) if audio is None else (audio["waveform"][0], audio["sample_rate"])
-        write_video(path, images, Fraction(round(fps * 1000), 1000), waveform, rate, _metadata(cls.hidden))
-        shown = ui.SavedResult(path.name, subfolder, io.FolderType.output)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([shown]))
+        return _save(iter([images]), fps, filename_prefix, audio, cls.hidden)
+
+
+class LoopyLatentsToVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoopyLatentsToVideo",
+            display_name="Loopy Latents to Video",
+            category=CATEGORY,
+            description="VAE Decode and Video Combine in one, for long videos: a few frames at a time are decoded and "
+            "written, so memory does not grow with the length. Ten minutes of images would take gigabytes.",
+            is_output_node=True,
+            search_aliases=["save video", "mp4", "long video"],
+            inputs=[
+                io.Latent.Input("latents", tooltip="From Loopy Sampler."),
+                io.Vae.Input("vae", tooltip="The VAE that the sampler used."),
+                FPS,
+                PREFIX,
+                VOICE,
+            ],
+            outputs=[VIDEO],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls, latents: dict, vae, fps: float, filename_prefix: str, audio: dict | None = None
+    ) -> io.NodeOutput:
+        samples = latents["samples"]
+        if samples.ndim != 4:
+            raise ValueError(
+                f"the latents have {samples.ndim} dimensions instead of one picture each; "
+                "connect the latents of a Loopy Sampler."
+            )
+        return _save(_decoded(samples, vae), fps, filename_prefix, audio, cls.hidden)
+
+
+def _decoded(samples: Tensor, vae) -> Iterator[Tensor]:
+    bar = comfy.utils.ProgressBar(len(samples))
+    for part in samples.split(PART):
+        mm.throw_exception_if_processing_interrupted()
+        yield vae.decode(part)
+        bar.update(len(part))
+
+
+def _save(parts: Iterator[Tensor], fps: float, prefix: str, audio: dict | None, hidden) -> io.NodeOutput:
+    first = next(parts)
+    path, subfolder = _free_path(prefix, first.shape[2], first.shape[1])
+    waveform, rate = (None, 0) if audio is None else (audio["waveform"][0], audio["sample_rate"])
+    frames = chain([first], parts)
+    write_video(path, frames, Fraction(round(fps * 1000), 1000), waveform, rate, _metadata(hidden))
+    shown = ui.SavedResult(path.name, subfolder, io.FolderType.output)
+    return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([shown]))
 
 
 def _free_path(prefix: str, width: int, height: int) -> tuple[Path, str]:

@@ -147,6 +147,17 @@ def test_pictures_of_one_pixel(client: Client) -> None:
     works_or_explains(client, combine(width=1, height=1), "images")
 
 
+def test_latents_of_another_kind_of_model_are_refused(client: Client) -> None:
+    prompt = short_start(seed=10)
+    prompt["other"] = node("EmptyHunyuanLatentVideo", width=64, height=64, length=5, batch_size=1)
+    vae = inputs(prompt, "VAEDecode")["vae"]
+    prompt["straight"] = node(
+        "LoopyLatentsToVideo", latents=["other", 0], vae=vae, fps=25.0, filename_prefix="x"
+    )
+    del prompt[find(prompt, "LoopyVideoCombine")]
+    assert_clear(complaint(client, prompt), "the latents have 5 dimensions")
+
+
 def test_no_audio(host: Host, client: Client) -> None:
     assert make(host, client, combine()).audio_codec is None
 

@@ -13,6 +13,7 @@ from graphs import VOICES, bare, change, find, inputs, node, quick_start, short_
 from media import Video, read_video, sound_seconds
 
 from loopy_model.config import PUPPET
+from loopy_model.video import read_video as read_pictures
 from scripts.client import LOCAL, Client, Run
 from scripts.environment import ROOT
 from scripts.host import PACK, Host
@@ -29,6 +30,7 @@ INPUTS = {
         *("ref_ratio", "start_frame", "frames", "motion_latents", "motion_frames"),
     ],
     "LoopyVideoCombine": ["images", "fps", "filename_prefix", "audio"],
+    "LoopyLatentsToVideo": ["latents", "vae", "fps", "filename_prefix", "audio"],
 }
 OUTPUTS = {
     "LoopyLoadModel": ["LOOPY_MODEL", "AUDIO_ENCODER", "VAE"],
@@ -39,6 +41,7 @@ OUTPUTS = {
     "LoopyMotionFrames": ["LOOPY_MOTION_FRAMES"],
     "LoopySampler": ["LATENT"],
     "LoopyVideoCombine": ["VIDEO"],
+    "LoopyLatentsToVideo": ["VIDEO"],
 }
 DEFAULTS = {
     "LoopyLoadModel": {"weight_dtype": "default", "adapter": "none", "adapter_strength": 1.0},
@@ -47,6 +50,7 @@ DEFAULTS = {
         **{"steps": 25, "audio_ratio": 5.0, "ref_ratio": 3.0, "start_frame": 0, "frames": 0},
     },
     "LoopyVideoCombine": {"fps": 25.0},
+    "LoopyLatentsToVideo": {"fps": 25.0},
 }
 CHOICES = {
     ("LoopyLoadModel", "weight_dtype"): ["default", "fp32", "fp16", "bf16"],
@@ -234,6 +238,18 @@ def test_video_goes_on_into_stock_nodes(host: Host, client: Client) -> None:
     [file] = outputs["saved"]["images"]
     assert read_video(host.output / file["subfolder"] / file["filename"]).frames == 12
     assert len(outputs["shown"]["images"]) == 12 and len(outputs["heard"]["audio"]) == 1
+
+
+def test_latents_become_the_same_video_without_images(host: Host, client: Client) -> None:
+    prompt = short_start(seed=8, steps=1, frames=60)  # more than are decoded at once
+    prompt = change(prompt, "LoopyVideoCombine", images=[find(prompt, "VAEDecode"), 0])  # not scaled
+    decode, combine = inputs(prompt, "VAEDecode"), inputs(prompt, "LoopyVideoCombine")
+    values = {name: combine[name] for name in ("fps", "filename_prefix", "audio")}
+    prompt["straight"] = node("LoopyLatentsToVideo", latents=decode["samples"], vae=decode["vae"], **values)
+    outputs = client.run(prompt)
+    files = [outputs[key]["images"][0] for key in ("straight", find(prompt, "LoopyVideoCombine"))]
+    one, other = (read_pictures(host.output / file["subfolder"] / file["filename"])[0] for file in files)
+    assert len(one) == 60 and (one - other).abs().max() <= 2 / 255
 
 
 def test_optional_inputs_are_optional(client: Client) -> None:
