@@ -3,7 +3,8 @@
 Shapes: T tokens of wav2vec (50 Hz), F video frames, L layers, D width, W window.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as nnf
@@ -15,8 +16,8 @@ from .config import SAMPLE_RATE
 TOKEN_HOP = 320  # samples between two wav2vec tokens: the product of its strides
 TOKEN_FIELD = 400  # samples that one token hears
 
-CHUNK = 60 * SAMPLE_RATE  # longer recordings are heard in pieces, so that memory does not grow
-OVERLAP = 4 * SAMPLE_RATE  # context that each piece gets on either side
+CHUNK = 30 * SAMPLE_RATE  # longer recordings are heard in pieces, so that memory does not grow
+OVERLAP = 4 * SAMPLE_RATE  # context that each piece gets on either side; both are whole tokens
 
 
 def frame_count(samples: int, sample_rate: int, fps: int) -> int:
@@ -33,40 +34,56 @@ def resample(voice: Tensor, sample_rate: int) -> Tensor:
     return torch.from_numpy(librosa.resample(voice.numpy(), orig_sr=sample_rate, target_sr=SAMPLE_RATE))
 
 
-def align_to_frames(hidden: Tensor, frames: int, fps: int) -> Tensor:
+def align_to_frames(hidden: Tensor, frames: int | range, fps: int, first_token: int = 0) -> Tensor:
     """Hidden states (L, T, D) -> (F, L, D): linear interpolation at the middle of each frame.
 
-    Token j hears the samples around j*320 + 200; the ends are clamped.
+    Token j hears the samples around j*320 + 200; `hidden` begins with `first_token`, its ends are clamped.
     """
-    middles = (torch.arange(frames, dtype=torch.float64) + 0.5) / fps * SAMPLE_RATE
-    index = ((middles - TOKEN_FIELD / 2) / TOKEN_HOP).clamp(0, hidden.shape[1] - 1)
-    low = index.floor().long().to(hidden.device)
-    high = (low + 1).clamp(max=hidden.shape[1] - 1)
-    share = (index - index.floor()).to(hidden)[:, None]
+    frames = frames if isinstance(frames, range) else range(frames)
+    middles = (torch.arange(frames.start, frames.stop, dtype=torch.float64) + 0.5) / fps * SAMPLE_RATE
+    last_token = first_token + hidden.shape[1] - 1
+    token = ((middles - TOKEN_FIELD / 2) / TOKEN_HOP).clamp(first_token, last_token)
+    low = token.floor().long()
+    high = (low + 1).clamp(max=last_token)
+    share = (token - low).to(hidden)[:, None]
+    low, high = (index.to(hidden.device) - first_token for index in (low, high))
     return (hidden[:, low] * (1 - share) + hidden[:, high] * share).transpose(0, 1)
 
 
-def hear(waveform: Tensor, encode: Callable[[Tensor], Tensor], fps: int) -> Speech:
-    """A mono voice (samples,) at 16 kHz -> its speech features at `fps`.
+def hear(voice: Tensor | Iterable[Tensor], encode: Callable[[Tensor], Tensor], fps: int) -> Speech:
+    """A mono voice (samples,) at 16 kHz, whole or block by block -> its speech features at `fps`.
 
     `encode` maps (samples,) to all hidden states (L, T, D). A recording shorter than one token's
-    hearing is padded with silence; one longer than a minute is heard in overlapping pieces.
+    hearing is padded with silence; a long one is heard in overlapping pieces.
     """
-    frames = frame_count(len(waveform), SAMPLE_RATE, fps)
-    if len(waveform) <= CHUNK:
-        hidden = encode(_at_least_one_token(waveform))
-    else:
-        hidden = torch.cat([_piece(waveform, start, encode) for start in range(0, len(waveform), CHUNK)], 1)
-    return Speech(align_to_frames(hidden.float(), frames, fps), fps)
+    features, done = [], 0
+    for piece in _pieces([voice] if isinstance(voice, Tensor) else voice):
+        hidden = encode(_at_least_one_token(piece.voice)).float()
+        frames = range(done, frame_count(piece.end, SAMPLE_RATE, fps))
+        features.append(align_to_frames(hidden, frames, fps, piece.begin // TOKEN_HOP))
+        done = frames.stop
+    return Speech(torch.cat(features), fps)
+
+
+class Piece(NamedTuple):
+    voice: Tensor  # from sample `begin` on
+    begin: int
+    end: int  # where the next piece takes over; what follows here is context
+
+
+def _pieces(blocks: Iterable[Tensor]) -> Iterator[Piece]:
+    """One for each CHUNK, with OVERLAP on either side; the last, maybe empty, takes a short rest too."""
+    kept, held, begin, end = [torch.empty(0)], 0, 0, CHUNK
+    for block in blocks:
+        kept.append(block)
+        held += len(block)
+        while begin + held > end + OVERLAP:
+            voice = torch.cat(kept)
+            yield Piece(voice[: end + OVERLAP - begin], begin, end)
+            kept = [voice[end - OVERLAP - begin :]]
+            held, begin, end = len(kept[0]), end - OVERLAP, end + CHUNK
+    yield Piece(torch.cat(kept), begin, begin + held)
 
 
 def _at_least_one_token(waveform: Tensor) -> Tensor:
     return nnf.pad(waveform, (0, max(0, TOKEN_FIELD - len(waveform))))
-
-
-def _piece(waveform: Tensor, start: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Hidden states of the tokens that begin in [start, start + CHUNK), heard with context."""
-    begin = max(0, start - OVERLAP)
-    hidden = encode(_at_least_one_token(waveform[begin : start + CHUNK + OVERLAP]))
-    first = (start - begin) // TOKEN_HOP
-    return hidden[:, first : first + CHUNK // TOKEN_HOP]

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
 def generate(arguments: Sequence[str]) -> None:
     import numpy as np
     import torch
+    from av import FFmpegError
     from PIL import Image
     from tqdm import tqdm
 
@@ -48,27 +49,27 @@ def generate(arguments: Sequence[str]) -> None:
     from .weights import NotALoopyModel
 
     args = build_parser().parse_args(arguments)
-    try:
-        with Image.open(args.portrait) as picture:
-            portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-        voice = read_voice(args.voice, SAMPLE_RATE)
-    except (OSError, ValueError) as error:  # PyAV's errors are of these kinds
-        raise SystemExit(
-            f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
-        ) from error
     if not args.output.parent.is_dir():
         raise SystemExit(f"there is no folder {args.output.parent} to write {args.output.name} into.")
-    if not len(voice):
-        raise SystemExit(f"{args.voice} has no sound; choose another file.")
     try:
         pipeline = Pipeline(args.model, args.adapter, args.adapter_strength)
     except (NotALoopyModel, NotAnAdapter) as error:
         raise SystemExit(str(error)) from error
     guidance = Guidance(args.audio_ratio, args.ref_ratio)
-    request = pipeline.request(portrait, voice, guidance, args.steps, args.seed)
+    try:
+        with Image.open(args.portrait) as picture:
+            portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+        voice = read_voice(args.voice, SAMPLE_RATE)
+        request = pipeline.request(portrait, voice, guidance, args.steps, args.seed)
+    except (OSError, FFmpegError) as error:
+        raise SystemExit(
+            f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
+        ) from error
     needed = budget(pipeline.config, request)
     if not needed.frames:
-        raise SystemExit(f"{args.voice} is shorter than half a video frame (20 ms); use a longer recording.")
+        raise SystemExit(
+            f"{args.voice} has no sound, or less than half a video frame (20 ms); choose a longer recording."
+        )
     print(needed, file=sys.stderr)
     with tqdm(unit="step") as bar:
 

@@ -1,6 +1,6 @@
 """A checkpoint that carries everything -> a talking portrait, outside ComfyUI."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -71,14 +71,15 @@ class Pipeline:
     def request(
         self,
         portrait: Tensor,
-        voice: Tensor,
+        voice: Tensor | Iterable[Tensor],
         guidance: Guidance = Guidance(),
         steps: int = 25,
         seed: int = 0,
         past: Tensor | None = None,
         level: tuple[Source, float] | None = None,
     ) -> Request:
-        """The same for a `voice` (samples,) at 16 kHz: everything is encoded, nothing generated."""
+        """The same for a `voice` (samples,) at 16 kHz, whole or block by block: everything is encoded,
+        nothing generated."""
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
         return Request(
             portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),

@@ -163,10 +163,9 @@ def read_audio(path: Path) -> tuple[Tensor | None, int]:
         return torch.cat(blocks, 1) if blocks else torch.empty(stream.channels, 0), stream.rate
 
 
-def read_voice(path: Path, rate: int) -> Tensor:
-    """-> mono waveform (samples,) float32 at `rate`, empty when there is no sound; in memory it is never
-    larger than that."""
+def read_voice(path: Path, rate: int) -> Iterator[Tensor]:
+    """Mono blocks (samples,) float32 at `rate`, none when there is no sound."""
     with av.open(str(path)) as file:
-        stream = next(iter(file.streams.audio), None)
-        blocks = stream and [block.mean(0) for block in _decoded(file, stream.layout.name, rate)]
-    return torch.cat(blocks) if blocks else torch.empty(0)
+        if file.streams.audio:
+            for block in _decoded(file, file.streams.audio[0].layout.name, rate):
+                yield block.mean(0)

@@ -97,6 +97,8 @@ LENGTHS = [
     CHUNK + 399,
     CHUNK + 400,
     CHUNK + 12_345,
+    CHUNK + OVERLAP,
+    CHUNK + OVERLAP + 1,
     2 * CHUNK - 1,
     2 * CHUNK,
     2 * CHUNK + 5,
@@ -114,16 +116,34 @@ def test_a_long_recording_is_heard_as_if_in_one_piece(length: int) -> None:
     assert torch.equal(speech.features, align_to_frames(local(waveform).float(), frames, 25))
 
 
-def test_no_piece_is_longer_than_a_minute_with_its_context() -> None:
+@pytest.mark.parametrize("block", [777, SAMPLE_RATE, 5 * CHUNK])
+@pytest.mark.parametrize("length", [0, 1, CHUNK, CHUNK + OVERLAP + 1, 3 * CHUNK + 777])
+def test_a_voice_that_comes_in_blocks_is_heard_as_the_whole(length: int, block: int) -> None:
+    waveform = torch.randn(length, generator=torch.Generator().manual_seed(0))
+    whole, parts = hear(waveform, local, 25), hear(iter(waveform.split(block)), local, 25)
+    assert torch.equal(parts.features, whole.features)
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30, 60, 120])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_frame_is_heard_once(length: int, fps: int) -> None:
+    waveform = torch.linspace(0, 1, length)
+    speech = hear(waveform, local, fps)
+    assert len(speech) == frame_count(length, SAMPLE_RATE, fps)
+    assert (speech.features[:, 0, 0].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("rest, pieces", [(1, 3), (OVERLAP, 3), (OVERLAP + 1, 4), (CHUNK, 4)])
+def test_no_piece_is_longer_than_a_chunk_with_its_context(rest: int, pieces: int) -> None:
     lengths: list[int] = []
 
     def encode(waveform: Tensor) -> Tensor:
         lengths.append(len(waveform))
         return local(waveform)
 
-    hear(torch.zeros(3 * CHUNK + 1), encode, 25)
+    hear(torch.zeros(3 * CHUNK + rest), encode, 25)
     assert max(lengths) <= CHUNK + 2 * OVERLAP
-    assert len(lengths) == 4
+    assert len(lengths) == pieces
 
 
 def test_context_reaches_over_the_border_of_a_piece() -> None:

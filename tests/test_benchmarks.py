@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import sampling
+from benchmarks import long_voice, sampling
 from benchmarks.measure import in_turns, operations
 from benchmarks.subjects import BRANCHES, Sampling, sized, yardsticks
 from loopy_model.config import LOOPY
@@ -46,3 +46,8 @@ def test_a_step_of_two_branches_is_about_as_fast_as_two_passes_of_animatediff() 
         taken = in_turns(two | {"diffusers": one}, "cpu", 2)
     for name in two:
         assert taken[name] <= 1.15 * 2 * taken["diffusers"]
+
+
+def test_a_long_voice_needs_hardly_more_memory() -> None:
+    first, last = long_voice.peaks([0.5, 2]).values()
+    assert 2e8 < first and last <= 1.1 * first

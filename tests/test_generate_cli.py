@@ -1,0 +1,48 @@
+"""`loopy generate`: what it says when it cannot."""
+
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from loopy_model.cli import generate
+from loopy_model.pipeline import BUNDLED
+from loopy_model.video import write_video
+
+PORTRAIT = BUNDLED.parents[1] / "portraits" / "mina.png"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder of things that are no voice."""
+    for name, samples in {"short": 100, "voice": 8_000}.items():
+        with wave.open(str(tmp_path / f"{name}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(np.zeros(samples, dtype="<i2").tobytes())
+    (tmp_path / "text.txt").write_text("no sound and no picture")
+    write_video(tmp_path / "silent.mp4", torch.zeros(2, 16, 16, 3), Fraction(25))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "portrait, voice, output, said",
+    [
+        (PORTRAIT, "short.wav", "a.mp4", r"short.wav has no sound, or less than half a video frame"),
+        (PORTRAIT, "silent.mp4", "a.mp4", r"silent.mp4 has no sound, or less than half a video frame"),
+        (PORTRAIT, "text.txt", "a.mp4", r"cannot read .*text.txt"),
+        (PORTRAIT, "gone.wav", "a.mp4", r"cannot read .*gone.wav"),
+        ("text.txt", "voice.wav", "a.mp4", r"cannot read .*text.txt"),
+        ("gone.png", "voice.wav", "a.mp4", r"cannot read .*gone.png"),
+        (PORTRAIT, "voice.wav", "gone/a.mp4", r"there is no folder .*gone to write a.mp4 into"),
+    ],
+)
+def test_one_sentence_names_the_file(files: Path, portrait: str, voice: str, output: str, said: str) -> None:
+    before = sorted(files.rglob("*"))
+    with pytest.raises(SystemExit, match=said):
+        generate([str(files / portrait), str(files / voice), str(files / output)])
+    assert sorted(files.rglob("*")) == before
