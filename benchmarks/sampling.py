@@ -2,6 +2,7 @@
 
     python -m benchmarks.sampling --report runs/benchmark
     python -m benchmarks.sampling --report runs/benchmark --device cuda --precision bf16 --width full
+    python -m benchmarks.sampling --report runs/count --width full --only count       # on any machine
 
 Random weights and values; neither changes the time. Writes benchmark.json, benchmark.md and growth.png.
 Operations are counted on shapes alone; everything that is compared is measured in turns.
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", choices=("reduced", "full"), default="reduced")
     parser.add_argument("--size", type=int, help="latent cells a side; else 32 reduced and 64 full")
     parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS)[:-1])
     return parser
 
 
@@ -100,21 +101,28 @@ def steps(bench: Bench) -> dict:
 
 def clip(bench: Bench) -> dict:
     """What a clip costs in all: its steps, and what is done once."""
-    guidance, new = BRANCHES["audio, reference, base"], new_motion_frames(bench.config.clip)
-
-    def works(s: Sampling) -> dict[str, tuple[int, Work]]:
-        return {
-            "steps": (STEPS, s.step(guidance)),
-            f"reading {new} new motion frames": (new, lambda: s.read(1)),
-            "keys and values": (1, s.encode),
-            "VAE": (1, decoder(s.config, s.device, s.dtype)),
-        }
-
-    taken, counted = works(bench.subject()), works(bench.shapes())
-    seconds_of = bench.in_turns({name: work for name, (_, work) in taken.items()})
+    works = works_of_clip(bench.subject())
+    seconds_of = bench.in_turns({name: work for name, (_, work) in works.items()})
+    tflop = count(bench)
     return {
-        name: {"seconds": times * seconds_of[name], "tflop": times * operations(work) / 1e12}
-        for name, (times, work) in counted.items()
+        name: {"seconds": times * seconds_of[name], "tflop": tflop[name]} for name, (times, _) in works.items()
+    }
+
+
+def count(bench: Bench) -> dict[str, float]:
+    """TFLOP of a clip by its parts, on shapes alone: nothing is run."""
+    works = works_of_clip(bench.shapes())
+    return {name: times * operations(work) / 1e12 for name, (times, work) in works.items()}
+
+
+def works_of_clip(subject: Sampling) -> dict[str, tuple[int, Work]]:
+    """What a clip far from the start is made of, and how many times each is done."""
+    guidance, new = BRANCHES["audio, reference, base"], new_motion_frames(subject.config.clip)
+    return {
+        f"{STEPS} steps": (STEPS, subject.step(guidance)),
+        f"reading {new} new motion frames": (new, lambda: subject.read(1)),
+        "keys and values": (1, subject.encode),
+        "VAE": (1, decoder(subject.config, subject.device, subject.dtype)),
     }
 
 
@@ -206,7 +214,14 @@ def voice_lengths(bench: Bench) -> dict[int, dict[str, float]]:
     return taken
 
 
-SECTIONS = {"steps": steps, "clip": clip, "parts": parts, "memory": memory_of_movement, "growth": growth}
+SECTIONS = {
+    "steps": steps,
+    "clip": clip,
+    "parts": parts,
+    "memory": memory_of_movement,
+    "growth": growth,
+    "count": count,
+}
 
 
 def table(result: dict) -> str:
@@ -220,7 +235,10 @@ def table(result: dict) -> str:
     if "clip" in result:
         rows = [[name, *row.values()] for name, row in result["clip"].items()]
         whole = [sum(column) for column in list(zip(*rows))[1:]]
-        lines += rows_of([f"one clip, {STEPS} steps", "seconds", "TFLOP"], [*rows, ["all", *whole]])
+        lines += rows_of(["one clip", "seconds", "TFLOP"], [*rows, ["all", *whole]])
+    if "count" in result:
+        found = result["count"]
+        lines += rows_of(["one clip", "TFLOP"], [*found.items(), ["all", sum(found.values())]])
     if "parts" in result:
         lines += rows_of(["part of a step", "share"], result["parts"].items())
     if "memory" in result:

@@ -31,10 +31,17 @@ def test_all_is_written_down_and_adds_up(tmp_path: Path) -> None:
     branch = steps["audio, reference"]["gflop"] - steps["audio"]["gflop"]  # the picture, without the voice
     base = steps["audio, base"]["gflop"] - steps["audio"]["gflop"]
     assert base < branch < steps["audio"]["gflop"]
-    assert clip["steps"]["tflop"] == pytest.approx(25 * steps["audio, reference, base"]["gflop"] / 1000)
+    assert clip["25 steps"]["tflop"] == pytest.approx(25 * steps["audio, reference, base"]["gflop"] / 1000)
     assert sum(result["parts"].values()) == pytest.approx(1)
     assert 0 < result["memory"]["more_operations"] < 0.01
     assert "| VAE |" in (tmp_path / "benchmark.md").read_text()
+
+
+def test_a_clip_of_full_size_is_counted_without_a_card(tmp_path: Path) -> None:
+    sampling.main(["--report", str(tmp_path), "--width", "full", "--only", "count"])
+    found = json.loads((tmp_path / "benchmark.json").read_text())["count"]
+    assert 1200 < sum(found.values()) < 1306  # what it takes when nothing is done twice, portrait included
+    assert "| all | " in (tmp_path / "benchmark.md").read_text()
 
 
 def test_a_step_of_two_branches_is_about_as_fast_as_two_passes_of_animatediff() -> None:
