@@ -1,4 +1,4 @@
-"""Noise schedule, training targets and one DDIM step; shared by training and sampling.
+"""Noise schedule, training targets and what a prediction says; shared by training and sampling.
 
 Symbols of DDPM/DDIM: x0 clean, eps noise, x_t = sqrt(a_t) x0 + sqrt(1-a_t) eps with a_t = alpha-bar.
 """
@@ -31,10 +31,9 @@ class NoiseSchedule:
         leading = [i * (total // steps) + self.config.steps_offset for i in reversed(range(steps))]
         return [min(t, total - 1) for t in leading]
 
-    def previous_alpha(self, timestep: int, steps: int) -> Tensor:
-        """alpha-bar one DDIM step nearer to the picture."""
-        previous = timestep - self.config.train_steps // steps
-        return self.alphas[previous] if previous >= 0 else self.final_alpha
+    def alpha_of(self, timestep: int) -> Tensor:
+        """alpha-bar of a timestep; below 0 that of the picture itself."""
+        return self.alphas[timestep] if timestep >= 0 else self.final_alpha
 
     def add_noise(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
         signal, sigma = self._weights(timestep, x0)
@@ -61,27 +60,21 @@ class NoiseSchedule:
 
     def split(self, x: Tensor, prediction: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
         """Noisy latents and the net's prediction -> (x0, eps)."""
-        signal, sigma = (w.to(x) for w in _signal_and_sigma(self.alphas[timestep]))
+        signal, sigma = (w.to(x) for w in signal_and_sigma(self.alphas[timestep]))
         if self.config.prediction == "epsilon":
             return (x - sigma * prediction) / signal, prediction
         if self.config.prediction == "sample":
             return prediction, (x - signal * prediction) / sigma
         return signal * x - sigma * prediction, signal * prediction + sigma * x
 
-    def ddim_step(self, x: Tensor, prediction: Tensor, timestep: int, steps: int) -> tuple[Tensor, Tensor]:
-        """DDIM with eta 0 (Song et al. 2020, eq. 12) -> (latents one step on, x0 so far)."""
-        x0, noise = self.split(x, prediction, timestep)
-        signal, sigma = (w.to(x) for w in _signal_and_sigma(self.previous_alpha(timestep, steps)))
-        return signal * x0 + sigma * noise, x0
-
     def _weights(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample weights, shaped to broadcast over (B, ...)."""
         alpha = self.alphas.to(timestep.device)[timestep].reshape(-1, *[1] * (like.ndim - 1))
-        signal, sigma = _signal_and_sigma(alpha)
+        signal, sigma = signal_and_sigma(alpha)
         return signal.to(like), sigma.to(like)
 
 
-def _signal_and_sigma(alpha: Tensor) -> tuple[Tensor, Tensor]:
+def signal_and_sigma(alpha: Tensor) -> tuple[Tensor, Tensor]:
     return alpha.sqrt(), (1 - alpha).sqrt()
 
 

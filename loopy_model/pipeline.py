@@ -56,6 +56,7 @@ class Pipeline:
         seed: int = 0,
         past: Tensor | None = None,
         level: tuple[Source, float] | None = None,
+        eta: float = 0.0,
     ) -> Tensor:
         """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1.
 
@@ -64,7 +65,7 @@ class Pipeline:
         voice's place in audio-to-latents.
         """
         voice = resample(waveform.mean(0), sample_rate)
-        request = self.request(portrait, voice, guidance, steps, seed, past, level)
+        request = self.request(portrait, voice, guidance, steps, seed, past, level, eta)
         return torch.cat(list(self.clips(request)))
 
     @torch.inference_mode()
@@ -77,6 +78,7 @@ class Pipeline:
         seed: int = 0,
         past: Tensor | None = None,
         level: tuple[Source, float] | None = None,
+        eta: float = 0.0,
     ) -> Request:
         """The same for a `voice` (samples,) at 16 kHz, whole or block by block: everything is encoded,
         nothing generated."""
@@ -88,6 +90,7 @@ class Pipeline:
             seed=seed,
             steps=steps,
             guidance=guidance,
+            eta=eta,
             start=0 if past is None else len(past),
             past=None if past is None else self.encode(past),
             motion_latents=level and self._motion_latents(*level, len(speech)),

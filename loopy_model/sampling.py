@@ -16,6 +16,7 @@ from .config import LoopyConfig
 from .diffusion import NoiseSchedule
 from .model import Loopy, motion_features
 from .motion import Ages, TemporalSegments
+from .solvers import make_solver
 
 ONE_BATCH = 2**18  # values of a clip at the first level; the puppet has 37 thousand, SD1.5's size 16 million
 
@@ -50,6 +51,8 @@ class Request:
     seed: int = 0
     steps: int = 25
     guidance: Guidance = Guidance()
+    solver: str = "ddim"  # one of `solvers.SOLVERS`
+    eta: float = 0.0  # of ddim: share of DDPM's fresh noise in every step; 0 = none, the paper's
     start: int = 0  # first frame of the speech to generate
     frames: int | None = None  # how many; None = to the end of the speech
     past: Tensor | None = None  # (P, C, h, w) VAE latents of the frames before `start`
@@ -81,10 +84,12 @@ def generate(
     for number, start in enumerate(starts):
         conditions = _conditions(model, request, reference, memory.recall(start), start)
         passes = guidance_passes(conditions, request.guidance, small)
-        x = frame_noise(request, start, clip.frames).to(request.portrait)[None]  # (1, F, C, h, w)
-        for i, timestep in enumerate(schedule.timesteps(request.steps)):
+        noise = frame_noise(request, start, clip.frames)
+        x = next(noise)
+        solver = make_solver(request.solver, schedule, request.steps, request.eta)
+        for i, timestep in enumerate(solver.timesteps):
             prediction = guided(model, x, timestep, passes, request.dtype, before_call)
-            x, x0 = schedule.ddim_step(x, prediction, timestep, request.steps)
+            x, x0 = solver.step(x, prediction, timestep, noise)
             last = i + 1 == request.steps
             finished = x[0, : request.stop - start] / model.config.latent_scale if last else None
             if finished is not None:
@@ -135,11 +140,14 @@ def guided(
     return total
 
 
-def frame_noise(request: Request, start: int, frames: int) -> Tensor:
-    """(F, C, h, w): each frame's noise from its own generator, on the CPU: equal on every machine."""
+def frame_noise(request: Request, start: int, frames: int) -> Iterator[Tensor]:
+    """(1, F, C, h, w), again and again: each frame has its own generator, on the CPU, and so the same
+    noise on every machine, in whatever clip it is."""
     shape = request.portrait.shape[1:]
-    generators = (torch.Generator().manual_seed(_mix(request.seed, start + i)) for i in range(frames))
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+    generators = [torch.Generator().manual_seed(_mix(request.seed, start + i)) for i in range(frames)]
+    while True:
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        yield noise.to(request.portrait)[None]
 
 
 def _mix(seed: int, frame: int) -> int:

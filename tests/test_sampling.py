@@ -124,7 +124,7 @@ def test_the_models_scale_is_applied_before_the_nets_and_taken_off_after(
     unscaled, scaled = small_model(TINY), small_model(SCALED)
     request = ask(8)
     larger = replace(request, portrait=request.portrait / 0.18215)
-    monkeypatch.setattr(sampling, "frame_noise", lambda *_: torch.ones(4, 4, 4, 4))
+    monkeypatch.setattr(sampling, "frame_noise", lambda *_: iter([torch.ones(1, 4, 4, 4, 4)]))
     out = video(scaled, larger) * 0.18215
     assert torch.allclose(out, video(unscaled, request), atol=1e-3)
 
@@ -142,13 +142,38 @@ def test_the_same_seed_gives_the_same_video_and_another_seed_another(
     assert (first - video(tiny, replace(request, seed=4))).abs().max() > 0.01
 
 
+def first_noise(request: Request, start: int, frames: int) -> Tensor:
+    return next(frame_noise(request, start, frames))[0]
+
+
 def test_each_frame_has_its_own_noise_wherever_a_clip_begins(ask: Callable[..., Request]) -> None:
     request = ask(12, seed=5)
-    noise = frame_noise(request, 0, 12)
-    assert torch.equal(frame_noise(request, 5, 3), noise[5:8])
+    noise = first_noise(request, 0, 12)
+    assert torch.equal(first_noise(request, 5, 3), noise[5:8])
     assert len({frame.sum().item() for frame in noise}) == 12
-    many = frame_noise(replace(request, portrait=torch.zeros(1, 4, 32, 32)), 0, 12)
+    many = first_noise(replace(request, portrait=torch.zeros(1, 4, 32, 32)), 0, 12)
     assert abs(many.mean()) < 0.01 and abs(many.std() - 1) < 0.01
+
+
+def test_fresh_noise_is_new_in_every_step_and_the_same_in_every_run(
+    tiny: Loopy, ask: Callable[..., Request]
+) -> None:
+    request = replace(ask(8, seed=3), eta=1.0)
+    noise, again = frame_noise(request, 0, 12), frame_noise(request, 0, 12)
+    seen = [next(noise) for _ in range(4)]
+    assert all(torch.equal(one, next(again)) for one in seen)
+    assert torch.corrcoef(torch.stack([one.flatten() for one in seen])).triu(1).abs().max() < 0.1
+    assert torch.equal(video(tiny, request), video(tiny, request))
+    assert (video(tiny, request) - video(tiny, replace(request, eta=0.0))).abs().max() > 0.01
+
+
+def test_fresh_noise_goes_on_after_a_resume_as_if_nothing_had_been(
+    tiny: Loopy, ask: Callable[..., Request]
+) -> None:
+    request = replace(ask(8, seed=3), eta=0.7)
+    whole = video(tiny, request)
+    rest = replace(request, start=4, past=whole[:4])
+    assert torch.equal(video(tiny, rest), whole[4:])
 
 
 SEEDS = [0, 1, 2, 3, 42, 2**31, 2**32, 2**32 + 1, 2**33, 2**53 + 2**32, 2**63, 2**64 - 1]
@@ -158,7 +183,7 @@ def test_different_seeds_never_share_a_run_of_frames(ask: Callable[..., Request]
     # ComfyUI draws seeds from 64 bits; torch's CPU generator looks at 32 of a seed.
     seen: dict[tuple[float, ...], tuple[int, int]] = {}
     for seed in SEEDS:
-        for i, frame in enumerate(frame_noise(ask(0, seed=seed), 0, 200)):
+        for i, frame in enumerate(first_noise(ask(0, seed=seed), 0, 200)):
             name = tuple(frame.flatten()[:4].tolist())
             assert name not in seen, f"seed {seed}, frame {i} has the noise of {seen[name]}"
             seen[name] = (seed, i)
