@@ -7,8 +7,8 @@ from torch import nn
 
 from loopy_model.conditions import Conditions
 from loopy_model.config import LOOPY, ClipGeometry, LoopyConfig
+from loopy_model.guidance import Guidance, Predictor, is_small
 from loopy_model.model import Loopy
-from loopy_model.sampling import Guidance, Pass, guidance_passes, guided, is_small
 
 from .measure import Work
 
@@ -66,9 +66,10 @@ class Sampling:
     def step(self, guidance: Guidance) -> Work:
         """One denoising step as the sampler runs it."""
         size = self.config.latent_size
-        passes: list[Pass] = guidance_passes(self.encode(), guidance, is_small(self.config, size, size))
+        small = is_small(self.config, size, size)
+        predict = Predictor(self.model, self.encode(), guidance, small, dtype=self.dtype)
         x = torch.randn(1, self.config.clip.frames, *self.latents, device=self.device)
-        return lambda: guided(self.model, x, 500, passes, self.dtype)
+        return lambda: predict(x, 500, 0)
 
 
 def decoder(config: LoopyConfig, device: str, dtype: torch.dtype) -> Work:

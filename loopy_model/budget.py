@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from .config import LoopyConfig
-from .sampling import Request, is_small
+from .guidance import is_small
+from .sampling import Request
 
 # Tensors of the first level's size that are alive at once at the widest point of a pass (GEGLU's
 # doubled feed-forward, concatenated keys, skip connections).

@@ -43,8 +43,8 @@ def generate(arguments: Sequence[str]) -> None:
     from .adapter import NotAnAdapter
     from .budget import budget
     from .config import SAMPLE_RATE
+    from .guidance import Guidance
     from .pipeline import Pipeline
-    from .sampling import Guidance
     from .video import read_voice, write_video
     from .weights import NotALoopyModel
 

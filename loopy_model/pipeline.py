@@ -11,10 +11,11 @@ from .adapter import apply_adapter
 from .audio import hear, resample
 from .audio_to_latents import Source, score_of
 from .autoencoder import Autoencoder, AutoencoderConfig
+from .guidance import Guidance
 from .model import Loopy
 from .motion import TemporalSegments
 from .portrait import square_portrait
-from .sampling import Guidance, Request, Step, generate
+from .sampling import Request, SamplingOptions, Step, generate
 from .speech_encoder import SpeechEncoder
 from .weights import NotALoopyModel, load_strictly, load_tensors, read_header
 
@@ -56,7 +57,7 @@ class Pipeline:
         seed: int = 0,
         past: Tensor | None = None,
         level: tuple[Source, float] | None = None,
-        eta: float = 0.0,
+        options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
         """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1.
 
@@ -65,7 +66,7 @@ class Pipeline:
         voice's place in audio-to-latents.
         """
         voice = resample(waveform.mean(0), sample_rate)
-        request = self.request(portrait, voice, guidance, steps, seed, past, level, eta)
+        request = self.request(portrait, voice, guidance, steps, seed, past, level, options)
         return torch.cat(list(self.clips(request)))
 
     @torch.inference_mode()
@@ -78,7 +79,7 @@ class Pipeline:
         seed: int = 0,
         past: Tensor | None = None,
         level: tuple[Source, float] | None = None,
-        eta: float = 0.0,
+        options: SamplingOptions = SamplingOptions(),
     ) -> Request:
         """The same for a `voice` (samples,) at 16 kHz, whole or block by block: everything is encoded,
         nothing generated."""
@@ -90,7 +91,7 @@ class Pipeline:
             seed=seed,
             steps=steps,
             guidance=guidance,
-            eta=eta,
+            options=options,
             start=0 if past is None else len(past),
             past=None if past is None else self.encode(past),
             motion_latents=level and self._motion_latents(*level, len(speech)),

@@ -1,4 +1,4 @@
-"""Guidance and clip-after-clip generation (paper 3.4).
+"""Clip-after-clip generation (paper 3.4).
 
 Latents here are VAE latents as they travel between nodes, unscaled; the model's own scale is
 applied just before they enter it. Shapes: F frames, M motion frames, C latent channels.
@@ -12,24 +12,11 @@ import torch
 from torch import Tensor
 
 from .conditions import Conditions, Speech
-from .config import LoopyConfig
 from .diffusion import NoiseSchedule
+from .guidance import Guidance, Predictor, Sparing, is_small
 from .model import Loopy, motion_features
 from .motion import Ages, TemporalSegments
 from .solvers import make_solver
-
-ONE_BATCH = 2**18  # values of a clip at the first level; the puppet has 37 thousand, SD1.5's size 16 million
-
-
-class Guidance(NamedTuple):
-    """e = audio_ratio (e_audio - e_ref) + ref_ratio (e_ref - e_base) + e_base, paper 3.4."""
-
-    audio_ratio: float = 5.0
-    ref_ratio: float = 3.0
-
-    def weights(self) -> tuple[float, float, float]:
-        """The same formula as weights of e_audio, e_ref and e_base."""
-        return self.audio_ratio, self.ref_ratio - self.audio_ratio, 1 - self.ref_ratio
 
 
 class Step(NamedTuple):
@@ -42,6 +29,15 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
+class SamplingOptions:
+    """How a clip gets from noise to picture. The defaults are the paper's; all else trades something."""
+
+    solver: str = "ddim"  # one of `solvers.SOLVERS`
+    eta: float = 0.0  # of ddim: share of DDPM's fresh noise in every step
+    sparing: Sparing = Sparing()
+
+
+@dataclass(frozen=True)
 class Request:
     """What to generate."""
 
@@ -51,8 +47,7 @@ class Request:
     seed: int = 0
     steps: int = 25
     guidance: Guidance = Guidance()
-    solver: str = "ddim"  # one of `solvers.SOLVERS`
-    eta: float = 0.0  # of ddim: share of DDPM's fresh noise in every step; 0 = none, the paper's
+    options: SamplingOptions = SamplingOptions()
     start: int = 0  # first frame of the speech to generate
     frames: int | None = None  # how many; None = to the end of the speech
     past: Tensor | None = None  # (P, C, h, w) VAE latents of the frames before `start`
@@ -73,7 +68,7 @@ def generate(
     depends on the seed and the frame's number alone, so a run that is resumed at a clip's border
     from its own latents (`past`, `start`) continues exactly.
     """
-    clip = model.config.clip
+    clip, options = model.config.clip, request.options
     schedule = NoiseSchedule(model.config.diffusion)
     starts = range(request.start, request.stop, clip.frames)
     small = is_small(model.config, *request.portrait.shape[-2:])
@@ -83,61 +78,19 @@ def generate(
     total = len(starts) * request.steps
     for number, start in enumerate(starts):
         conditions = _conditions(model, request, reference, memory.recall(start), start)
-        passes = guidance_passes(conditions, request.guidance, small)
+        predict = Predictor(
+            model, conditions, request.guidance, small, options.sparing, request.dtype, before_call
+        )
         noise = frame_noise(request, start, clip.frames)
         x = next(noise)
-        solver = make_solver(request.solver, schedule, request.steps, request.eta)
+        solver = make_solver(options.solver, schedule, request.steps, options.eta)
         for i, timestep in enumerate(solver.timesteps):
-            prediction = guided(model, x, timestep, passes, request.dtype, before_call)
-            x, x0 = solver.step(x, prediction, timestep, noise)
+            x, x0 = solver.step(x, predict(x, timestep, i / request.steps), timestep, noise)
             last = i + 1 == request.steps
             finished = x[0, : request.stop - start] / model.config.latent_scale if last else None
             if finished is not None:
                 memory.remember(finished)
             yield Step(number * request.steps + i + 1, total, x0[0] / model.config.latent_scale, finished)
-
-
-class Pass(NamedTuple):
-    """One call of the denoising net, a branch in each row."""
-
-    weights: tuple[float, ...]  # of the rows
-    conditions: Conditions
-
-
-def guidance_passes(conditions: Conditions, guidance: Guidance, in_one_batch: bool) -> list[Pass]:
-    """Three branches that differ in what is dropped; one whose weight is zero is not run."""
-    keeps = ((1, 1), (0, 1), (0, 0))  # audio, reference of e_audio, e_ref and e_base
-    branches = [(weight, *keep) for weight, keep in zip(guidance.weights(), keeps) if weight]
-    passes = [branches] if in_one_batch else [[branch] for branch in branches]
-    return [
-        Pass(weights, conditions.for_rows(sum(audio), sum(reference)))
-        for weights, audio, reference in (zip(*rows) for rows in passes)
-    ]
-
-
-def is_small(config: LoopyConfig, height: int, width: int) -> bool:
-    """Whether all branches go through the net at once: a small net spends most of a pass outside of
-    arithmetic, a large one would only need more memory."""
-    return config.clip.frames * height * width * config.unet.channels[0] <= ONE_BATCH
-
-
-def guided(
-    model: Loopy,
-    x: Tensor,
-    timestep: int,
-    passes: list[Pass],
-    dtype: torch.dtype = torch.float32,
-    before_call: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """The guided prediction for one clip `x` (1, F, C, h, w); the nets compute in `dtype`."""
-    total = torch.zeros_like(x)
-    for weights, conditions in passes:
-        before_call()
-        rows = x.to(dtype).expand(len(weights), -1, -1, -1, -1)
-        t = torch.full((len(weights),), timestep, device=x.device)
-        for weight, prediction in zip(weights, model.denoise(rows, t, conditions).to(total)):
-            total += weight * prediction  # numbers of the host: nothing is copied to the card
-    return total
 
 
 def frame_noise(request: Request, start: int, frames: int) -> Iterator[Tensor]:

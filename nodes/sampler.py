@@ -9,9 +9,10 @@ from torch import Tensor
 
 from ..loopy_model.budget import budget
 from ..loopy_model.conditions import Speech
+from ..loopy_model.guidance import Guidance
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
-from ..loopy_model.sampling import Guidance, Request, generate
+from ..loopy_model.sampling import Request, generate
 from .types import (
     CATEGORY,
     HostedLoopy,

@@ -12,9 +12,9 @@ from loopy_model.config import PUPPET
 from loopy_model.evaluate.held_out import flat_noise, held_out, load_meter, measure
 from loopy_model.evaluate.puppet import Evaluation, build_parser
 from loopy_model.evaluate.puppet_report import summarise
+from loopy_model.guidance import Guidance
 from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.puppet.motion import MOTION
-from loopy_model.sampling import Guidance
 from loopy_model.video import read_video
 
 GUIDANCE = Guidance(3.0, 1.5)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from loopy_model.conditions import Conditions, SiteConditions
 from loopy_model.config import TINY
+from loopy_model.guidance import Guidance, Predictor, Sparing, guidance_passes
 from loopy_model.model import Loopy
-from loopy_model.sampling import Guidance, guidance_passes, guided
 
 T = 600
 
@@ -73,7 +73,7 @@ def test_guidance_is_the_papers_formula(
 ) -> None:
     e_audio, e_ref, e_base = three(tiny, x, conditions)
     expected = audio * (e_audio - e_ref) + ref * (e_ref - e_base) + e_base
-    out = guided(tiny, x, T, guidance_passes(conditions, Guidance(audio, ref), together))
+    out = Predictor(tiny, conditions, Guidance(audio, ref), together)(x, T, 0)
     assert (e_audio - e_ref).abs().max() > 1e-3 and (e_ref - e_base).abs().max() > 1e-3
     assert torch.allclose(out, expected, atol=1e-4)
 
@@ -131,8 +131,10 @@ def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
         return noisy
 
     monkeypatch.setattr(tiny, "denoise", denoise)
-    apart = guidance_passes(conditions, Guidance(audio, ref), in_one_batch=False)
-    out = guided(tiny, x, T, apart, before_call=lambda: asked.append("before"))
+    predict = Predictor(
+        tiny, conditions, Guidance(audio, ref), False, before_call=lambda: asked.append("before")
+    )
+    out = predict(x, T, 0)
     assert " ".join(seen) == passes and len(asked) == len(seen)
     assert torch.allclose(out, x, atol=1e-5)  # all passes say the same, and the weights sum to 1
 
@@ -173,8 +175,7 @@ def test_the_passes_are_summed_in_the_precision_of_the_latents(
         return kept[-1]
 
     monkeypatch.setattr(tiny, "denoise", denoise)
-    apart = guidance_passes(conditions, Guidance(5.0, 3.0), in_one_batch=False)
-    out = guided(tiny, x, T, apart, torch.bfloat16)
+    out = Predictor(tiny, conditions, Guidance(5.0, 3.0), False, dtype=torch.bfloat16)(x, T, 0)
     e_audio, e_ref, e_base = (e.float() for e in kept)
     assert out.dtype == torch.float32
     assert torch.allclose(out, 5 * (e_audio - e_ref) + 3 * (e_ref - e_base) + e_base, atol=1e-5)
@@ -185,3 +186,58 @@ def test_branches_share_what_they_keep(conditions: Conditions) -> None:
     assert replace(silent, motion_latents=conditions.motion_latents).sites != conditions.sites
     for before, after in zip(conditions.sites, silent.sites):
         assert after.reference.k is before.reference.k and after.motion.k is before.motion.k
+
+
+# --- guidance in some steps only ------------------------------------------------------------------
+
+
+@APART_OR_TOGETHER
+def test_outside_its_interval_guidance_leaves_e_audio(
+    tiny: Loopy, x: Tensor, conditions: Conditions, together: bool
+) -> None:
+    e_audio, e_ref, e_base = three(tiny, x, conditions)
+    predict = Predictor(tiny, conditions, Guidance(5.0, 3.0), together, Sparing(0.2, 0.6))
+    guided = 5 * (e_audio - e_ref) + 3 * (e_ref - e_base) + e_base
+    for progress, expected in (
+        (0.0, e_audio),
+        (0.19, e_audio),
+        (0.2, guided),
+        (0.59, guided),
+        (0.6, e_audio),
+    ):
+        assert torch.allclose(predict(x, T, progress), expected, atol=1e-4)
+
+
+@APART_OR_TOGETHER
+def test_between_refreshes_guidance_adds_what_it_added_last(
+    tiny: Loopy, x: Tensor, conditions: Conditions, together: bool
+) -> None:
+    calls: list[int] = []
+    predict = Predictor(
+        tiny, conditions, Guidance(5.0, 3.0), together, Sparing(every=3), before_call=lambda: calls.append(0)
+    )
+    other = x + 0.5 * x.roll(1, -1)
+    e_audio, e_ref, e_base = three(tiny, x, conditions)
+    added = 4 * e_audio - 2 * e_ref - 2 * e_base
+    spent = []
+    for step, noisy in enumerate((x, other, other, x)):
+        before = len(calls)
+        out = predict(noisy, T, step / 25)
+        spent.append(len(calls) - before)
+        assert torch.allclose(out, three(tiny, noisy, conditions)[0] + added, atol=1e-4)
+    assert spent == ([1, 1, 1, 1] if together else [3, 1, 1, 3])
+
+
+@pytest.mark.parametrize("audio, ref", [(0.0, 3.0), (0.0, 0.0)])
+def test_without_a_voice_the_first_branch_is_another(
+    tiny: Loopy, x: Tensor, conditions: Conditions, audio: float, ref: float
+) -> None:
+    predict = Predictor(tiny, conditions, Guidance(audio, ref), True, Sparing(end=0.0))
+    first = {3.0: 1, 0.0: 2}[ref]  # e_ref, e_base
+    assert torch.allclose(predict(x, T, 0), three(tiny, x, conditions)[first], atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [(-0.1, 1), (0.5, 0.4), (0, 1.1), (0, 1, 0)])
+def test_impossible_intervals_are_refused(values: tuple) -> None:
+    with pytest.raises(ValueError, match="not possible; choose"):
+        Sparing(*values)

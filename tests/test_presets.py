@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from loopy_model.config import LOOPY, PUPPET, TINY, ClipGeometry, LoopyConfig, UNetConfig
+from loopy_model.guidance import Guidance
 from loopy_model.model import Loopy
-from loopy_model.sampling import Guidance
 
 PRESETS = pytest.mark.parametrize("config", [LOOPY, PUPPET, TINY], ids=["LOOPY", "PUPPET", "TINY"])
 

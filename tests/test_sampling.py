@@ -11,9 +11,10 @@ from torch import Tensor
 from loopy_model import sampling
 from loopy_model.conditions import Speech
 from loopy_model.config import PUPPET, TINY, ClipGeometry, LoopyConfig
+from loopy_model.guidance import Guidance
 from loopy_model.model import Loopy
 from loopy_model.motion import SAMPLINGS, TemporalSegments
-from loopy_model.sampling import Guidance, MotionMemory, Request, Step, frame_noise, generate
+from loopy_model.sampling import MotionMemory, Request, SamplingOptions, Step, frame_noise, generate
 
 LONG = replace(TINY, clip=ClipGeometry())  # LOOPY's geometry on TINY's width
 SCALED = replace(TINY, latent_scale=0.18215)
@@ -158,19 +159,19 @@ def test_each_frame_has_its_own_noise_wherever_a_clip_begins(ask: Callable[..., 
 def test_fresh_noise_is_new_in_every_step_and_the_same_in_every_run(
     tiny: Loopy, ask: Callable[..., Request]
 ) -> None:
-    request = replace(ask(8, seed=3), eta=1.0)
+    request = ask(8, seed=3, options=SamplingOptions(eta=1.0))
     noise, again = frame_noise(request, 0, 12), frame_noise(request, 0, 12)
     seen = [next(noise) for _ in range(4)]
     assert all(torch.equal(one, next(again)) for one in seen)
     assert torch.corrcoef(torch.stack([one.flatten() for one in seen])).triu(1).abs().max() < 0.1
     assert torch.equal(video(tiny, request), video(tiny, request))
-    assert (video(tiny, request) - video(tiny, replace(request, eta=0.0))).abs().max() > 0.01
+    assert (video(tiny, request) - video(tiny, ask(8, seed=3))).abs().max() > 0.01
 
 
 def test_fresh_noise_goes_on_after_a_resume_as_if_nothing_had_been(
     tiny: Loopy, ask: Callable[..., Request]
 ) -> None:
-    request = replace(ask(8, seed=3), eta=0.7)
+    request = ask(8, seed=3, options=SamplingOptions(eta=0.7))
     whole = video(tiny, request)
     rest = replace(request, start=4, past=whole[:4])
     assert torch.equal(video(tiny, rest), whole[4:])

@@ -20,11 +20,11 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config import PUPPET, SAMPLE_RATE
+from ..guidance import Guidance
 from ..pipeline import BUNDLED, Pipeline
 from ..prepare.records import write_whole
 from ..puppet.clips import draw_frames
 from ..puppet.motion import MOTION
-from ..sampling import Guidance
 from ..video import read_video, write_video
 from ..weights import content_digest
 from .drift import clip_statistics

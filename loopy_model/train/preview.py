@@ -10,12 +10,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ..conditions import Speech
+from ..guidance import Guidance
 from ..model import Loopy
 from ..motion import TemporalSegments
 from ..movement import mouth_opening
 from ..prepare.encoded import open_encoded, path_of
 from ..prepare.encoders import VAE
-from ..sampling import Guidance, Request, generate
+from ..sampling import Request, generate
 from ..video import read_audio, write_video
 from .data import PreparedClips
 

@@ -20,8 +20,8 @@ from side_by_side import (
 from torch import Tensor, nn
 
 from loopy_model.donors.hallo import REGIONS, SHARE
+from loopy_model.guidance import Guidance, Predictor
 from loopy_model.model import Loopy
-from loopy_model.sampling import Guidance, guidance_passes, guided
 
 HEADS, GROUPS, PAST = 8, 32, 2
 
@@ -206,7 +206,7 @@ def test_branches_in_one_batch_are_the_branches_one_by_one(joint: Loopy) -> None
     given = values(joint)
     made = conditions(joint, given, "portrait", "motion", "voice")
     one, other = (
-        guided(joint, given["noisy"], 431, guidance_passes(made, Guidance(), together))
+        Predictor(joint, made, Guidance(), together)(given["noisy"], 431, 0)
         for together in (True, False)
     )
     assert torch.allclose(one, other, atol=1e-4)

@@ -1,0 +1,140 @@
+"""Guidance (paper 3.4): the branches of the denoising net, and how they become one prediction.
+
+Shapes: F frames, C latent channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .conditions import Conditions
+from .config import LoopyConfig
+from .model import Loopy
+
+ONE_BATCH = 2**18  # values of a clip at the first level; the puppet has 37 thousand, SD1.5's size 16 million
+
+
+class Guidance(NamedTuple):
+    """e = audio_ratio (e_audio - e_ref) + ref_ratio (e_ref - e_base) + e_base, paper 3.4."""
+
+    audio_ratio: float = 5.0
+    ref_ratio: float = 3.0
+
+    def weights(self) -> tuple[float, float, float]:
+        """The same formula as weights of e_audio, e_ref and e_base."""
+        return self.audio_ratio, self.ref_ratio - self.audio_ratio, 1 - self.ref_ratio
+
+
+@dataclass(frozen=True)
+class Sparing:
+    """In which steps guidance is worked out. The default is all, as in the paper; else it is approximate."""
+
+    start: float = 0.0  # share of the steps before guidance begins ...
+    end: float = 1.0  # ... and ends; outside, the first branch stands alone (Kynkäänniemi et al. 2024)
+    every: int = 1  # steps; in between, what it added to the first branch is added again
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(
+                f"guidance from {self.start:g} to {self.end:g} of the steps is not possible; choose "
+                "0 <= start <= end <= 1."
+            )
+        if self.every < 1:
+            raise ValueError(f"guidance in every {self.every}th step is not possible; choose at least 1.")
+
+
+class Pass(NamedTuple):
+    """One call of the denoising net, a branch in each row."""
+
+    weights: tuple[float, ...]  # of the rows
+    conditions: Conditions
+
+
+def guidance_passes(conditions: Conditions, guidance: Guidance, in_one_batch: bool) -> list[Pass]:
+    """Three branches that differ in what is dropped; one whose weight is zero is not run."""
+    branches = _branches(guidance)
+    passes = [branches] if in_one_batch else [[branch] for branch in branches]
+    return [
+        Pass(weights, conditions.for_rows(sum(audio), sum(reference)))
+        for weights, audio, reference in (zip(*rows) for rows in passes)
+    ]
+
+
+def first_pass(conditions: Conditions, guidance: Guidance) -> Pass:
+    """The first of the same branches alone: e_audio, if the voice counts at all."""
+    _, audio, reference = _branches(guidance)[0]
+    return Pass((1.0,), conditions.for_rows(audio, reference))
+
+
+def _branches(guidance: Guidance) -> list[tuple[float, int, int]]:
+    """Weight of e_audio, e_ref and e_base, and whether each has audio and reference."""
+    keeps = ((1, 1), (0, 1), (0, 0))
+    return [(weight, *keep) for weight, keep in zip(guidance.weights(), keeps) if weight]
+
+
+def is_small(config: LoopyConfig, height: int, width: int) -> bool:
+    """Whether all branches go through the net at once: a small net spends most of a pass outside of
+    arithmetic, a large one would only need more memory."""
+    return config.clip.frames * height * width * config.unet.channels[0] <= ONE_BATCH
+
+
+def branch_predictions(
+    model: Loopy,
+    x: Tensor,
+    timestep: int,
+    passes: list[Pass],
+    dtype: torch.dtype = torch.float32,
+    before_call: Callable[[], None] = lambda: None,
+) -> list[tuple[float, Tensor]]:
+    """Weight and prediction (F, C, h, w) of every branch for one clip `x` (1, F, C, h, w); the nets
+    compute in `dtype`."""
+    found = []
+    for weights, conditions in passes:
+        before_call()
+        rows = x.to(dtype).expand(len(weights), -1, -1, -1, -1)
+        t = torch.full((len(weights),), timestep, device=x.device)
+        found += zip(weights, model.denoise(rows, t, conditions).to(x))
+    return found
+
+
+def weighted_sum(branches: list[tuple[float, Tensor]]) -> Tensor:
+    """The guided prediction (1, F, C, h, w)."""
+    return sum(weight * prediction for weight, prediction in branches)[None]  # the host's numbers: no copy
+
+
+class Predictor:
+    """The guided prediction of one clip, step after step."""
+
+    def __init__(
+        self,
+        model: Loopy,
+        conditions: Conditions,
+        guidance: Guidance,
+        in_one_batch: bool,
+        sparing: Sparing = Sparing(),
+        dtype: torch.dtype = torch.float32,
+        before_call: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model, self.sparing, self.dtype, self.before_call = model, sparing, dtype, before_call
+        self.first = [first_pass(conditions, guidance)]
+        self.all = guidance_passes(conditions, guidance, in_one_batch)
+        self.added: Tensor | None = None  # by guidance to the first branch, when it was last worked out
+        self.age = 0  # in steps
+
+    def __call__(self, x: Tensor, timestep: int, progress: float) -> Tensor:
+        """`x` (1, F, C, h, w) -> the same shape; `progress` is the share of the steps that are done."""
+        if not self.sparing.start <= progress < self.sparing.end:
+            return weighted_sum(self._branches(x, timestep, self.first))
+        if self.added is not None and self.age < self.sparing.every:
+            self.age += 1
+            return weighted_sum(self._branches(x, timestep, self.first)) + self.added
+        branches = self._branches(x, timestep, self.all)
+        guided = weighted_sum(branches)
+        self.added, self.age = guided - branches[0][1], 1
+        return guided
+
+    def _branches(self, x: Tensor, timestep: int, passes: list[Pass]) -> list[tuple[float, Tensor]]:
+        return branch_predictions(self.model, x, timestep, passes, self.dtype, self.before_call)
