@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from .pipeline import BUNDLED
+from .solvers import SOLVERS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,6 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
     parser.add_argument("--ref-ratio", type=float, default=1.5, help="guidance of the portrait (1.5)")
+    parser.add_argument("--solver", choices=SOLVERS, default="ddim", help="dpm++ 2m needs fewer steps (ddim)")
+    parser.add_argument(
+        "--eta", type=float, default=0.0, help="of ddim: fresh noise in every step, 0 to 1 (0)"
+    )
     return parser
 
 
@@ -45,6 +50,7 @@ def generate(arguments: Sequence[str]) -> None:
     from .config import SAMPLE_RATE
     from .guidance import Guidance
     from .pipeline import Pipeline
+    from .sampling import SamplingOptions
     from .video import read_voice, write_video
     from .weights import NotALoopyModel
 
@@ -56,11 +62,12 @@ def generate(arguments: Sequence[str]) -> None:
     except (NotALoopyModel, NotAnAdapter) as error:
         raise SystemExit(str(error)) from error
     guidance = Guidance(args.audio_ratio, args.ref_ratio)
+    options = SamplingOptions(args.solver, args.eta)
     try:
         with Image.open(args.portrait) as picture:
             portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
         voice = read_voice(args.voice, SAMPLE_RATE)
-        request = pipeline.request(portrait, voice, guidance, args.steps, args.seed)
+        request = pipeline.request(portrait, voice, guidance, args.steps, args.seed, options=options)
     except (OSError, FFmpegError) as error:
         raise SystemExit(
             f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"

@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from .audio import LoopyAudioEncode, LoopyAudioToLatents
 from .load import LoopyLoadModel
 from .motion import LoopyMotionFrames
+from .options import LoopySamplingOptions
 from .sampler import LoopySampler
 from .samples import LoopySamplePortrait, LoopySampleVoice
 from .video import LoopyLatentsToVideo, LoopyVideoCombine
@@ -19,6 +20,7 @@ NODES = [
     LoopySampler,
     LoopyVideoCombine,
     LoopyLatentsToVideo,
+    LoopySamplingOptions,
 ]
 
 

@@ -12,7 +12,7 @@ from ..loopy_model.conditions import Speech
 from ..loopy_model.guidance import Guidance
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
-from ..loopy_model.sampling import Request, generate
+from ..loopy_model.sampling import Request, SamplingOptions, generate
 from .types import (
     CATEGORY,
     HostedLoopy,
@@ -21,6 +21,7 @@ from .types import (
     MotionFrameSettings,
     MotionFramesType,
     MotionLatentsType,
+    SamplingOptionsType,
 )
 
 
@@ -96,6 +97,11 @@ class LoopySampler(io.ComfyNode):
                     optional=True,
                     tooltip="From Loopy Temporal Segment Motion Frames; without it, the model's own setting.",
                 ),
+                SamplingOptionsType.Input(
+                    "options",
+                    optional=True,
+                    tooltip="From Loopy Sampling Options; without it, the paper's DDIM with guidance in every step.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -119,6 +125,7 @@ class LoopySampler(io.ComfyNode):
         frames: int,
         motion_latents: Tensor | None = None,
         motion_frames: MotionFrameSettings | None = None,
+        options: SamplingOptions | None = None,
     ) -> io.NodeOutput:
         settings = motion_frames or MotionFrameSettings(TemporalSegments(loopy_model.config.clip), None)
         _check(loopy_model, loopy_audio, settings, start_frame, motion_latents)
@@ -129,6 +136,7 @@ class LoopySampler(io.ComfyNode):
             seed=seed,
             steps=steps,
             guidance=Guidance(audio_ratio, ref_ratio),
+            options=options or SamplingOptions(),
             start=start_frame,
             frames=frames or None,
             past=settings.past,

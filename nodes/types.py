@@ -17,6 +17,7 @@ LoopyModelType = io.Custom("LOOPY_MODEL")  # HostedLoopy
 LoopyAudioType = io.Custom("LOOPY_AUDIO")  # loopy_model.conditions.Speech
 MotionLatentsType = io.Custom("LOOPY_MOTION_LATENTS")  # Tensor (speech frames, time channels)
 MotionFramesType = io.Custom("LOOPY_MOTION_FRAMES")  # MotionFrameSettings
+SamplingOptionsType = io.Custom("LOOPY_SAMPLING_OPTIONS")  # loopy_model.sampling.SamplingOptions
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ INPUTS = {
     "LoopyMotionFrames": ["sampling", "stride", "ratio", "segments", "past_latents"],
     "LoopySampler": [
         *("loopy_model", "vae", "portrait", "loopy_audio", "seed", "steps", "audio_ratio"),
-        *("ref_ratio", "start_frame", "frames", "motion_latents", "motion_frames"),
+        *("ref_ratio", "start_frame", "frames", "motion_latents", "motion_frames", "options"),
     ],
     "LoopyVideoCombine": ["images", "fps", "filename_prefix", "audio"],
     "LoopyLatentsToVideo": ["latents", "vae", "fps", "filename_prefix", "audio"],
+    "LoopySamplingOptions": ["solver", "eta", "guidance_start", "guidance_end", "guidance_every"],
 }
 OUTPUTS = {
     "LoopyLoadModel": ["LOOPY_MODEL", "AUDIO_ENCODER", "VAE"],
@@ -42,6 +43,7 @@ OUTPUTS = {
     "LoopySampler": ["LATENT"],
     "LoopyVideoCombine": ["VIDEO"],
     "LoopyLatentsToVideo": ["VIDEO"],
+    "LoopySamplingOptions": ["LOOPY_SAMPLING_OPTIONS"],
 }
 DEFAULTS = {
     "LoopyLoadModel": {"weight_dtype": "default", "adapter": "none", "adapter_strength": 1.0},
@@ -51,11 +53,15 @@ DEFAULTS = {
     },
     "LoopyVideoCombine": {"fps": 25.0},
     "LoopyLatentsToVideo": {"fps": 25.0},
+    "LoopySamplingOptions": {
+        **{"solver": "ddim", "eta": 0.0, "guidance_start": 0.0, "guidance_end": 1.0, "guidance_every": 1},
+    },
 }
 CHOICES = {
     ("LoopyLoadModel", "weight_dtype"): ["default", "fp32", "fp16", "bf16"],
     ("LoopyAudioToLatents", "source"): ["audio", "head movement", "expression"],
     ("LoopyMotionFrames", "sampling"): ["uniform", "mean", "random"],
+    ("LoopySamplingOptions", "solver"): ["ddim", "dpm++ 2m"],
 }
 
 
@@ -250,6 +256,26 @@ def test_latents_become_the_same_video_without_images(host: Host, client: Client
     files = [outputs[key]["images"][0] for key in ("straight", find(prompt, "LoopyVideoCombine"))]
     one, other = (read_pictures(host.output / file["subfolder"] / file["filename"])[0] for file in files)
     assert len(one) == 60 and (one - other).abs().max() <= 2 / 255
+
+
+def with_options(prompt: dict, **values: object) -> dict:
+    prompt["options"] = node("LoopySamplingOptions", **DEFAULTS["LoopySamplingOptions"] | values)
+    return change(prompt, "LoopySampler", options=["options", 0])
+
+
+def test_sampling_options_as_they_come_change_nothing(host: Host, client: Client) -> None:
+    videos = []
+    for prompt in (short_start(seed=9), with_options(short_start(seed=9))):
+        [file] = client.run(prompt)[find(prompt, "LoopyVideoCombine")]["images"]
+        videos.append(read_pictures(host.output / file["subfolder"] / file["filename"])[0])
+    assert len(videos[0]) == 12 and (videos[0] == videos[1]).all()
+
+
+@pytest.mark.parametrize(
+    "values", [{"solver": "dpm++ 2m"}, {"eta": 1.0}, {"guidance_end": 0.5}, {"guidance_every": 2}]
+)
+def test_every_sampling_option_runs(client: Client, values: dict) -> None:
+    assert client.run(with_options(short_start(seed=10), **values))
 
 
 def test_optional_inputs_are_optional(client: Client) -> None:
