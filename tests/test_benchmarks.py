@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import long_voice, sampling
+from benchmarks import long_voice, options, sampling
 from benchmarks.measure import in_turns, operations
 from benchmarks.subjects import BRANCHES, Sampling, sized, yardsticks
 from loopy_model.config import LOOPY
@@ -58,3 +58,14 @@ def test_a_step_of_two_branches_is_about_as_fast_as_two_passes_of_animatediff() 
 def test_a_long_voice_needs_hardly_more_memory() -> None:
     first, last = long_voice.peaks([0.5, 2]).values()
     assert 2e8 < first and last <= 1.1 * first
+
+
+def test_options_are_compared_with_the_exact_video(tmp_path: Path) -> None:
+    options.main(["--report", str(tmp_path), "--faces", "1", "--seconds", "0.96"])
+    rows = json.loads((tmp_path / "options.json").read_text())
+    exact = rows.pop("exact: ddim, 25 steps")
+    assert exact["time"] == 1 and exact["db_to_exact"] == pytest.approx(100)
+    for row in rows.values():
+        assert 20 < row["db_to_exact"] < 80
+    assert rows["dpm++ 2m, 12 steps"]["time"] < 0.8
+    assert rows["guidance in the first 60 %"]["time"] < 0.95
