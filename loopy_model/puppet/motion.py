@@ -3,7 +3,7 @@
 A head turns to the right, stays, turns to the left, stays. The eyes turn first, and the lids close when
 it is to the right. How long it stays belongs to the person and is not visible in the picture; all turn
 equally far and fast. So only seconds of the past tell when the next turn will come: four frames, 0.16 s,
-show where the head is, but not whether the period is one of 2, 3.2 or 5 s.
+show where the head is, but not whether the period is one of 2 or of 5 s.
 """
 
 import random
@@ -17,9 +17,9 @@ OPEN, WIDTH, BLINK, GAZE, HEAD_X, HEAD_Y, BROW, TILT = range(len(MOTION))
 
 # 12 frames, 0.48 s: the segments' farthest frames, which stand 16 apart, catch three of four blinks.
 BLINK_SHAPE = np.array([0.3, 0.7, 0.95, 1, 1, 1, 1, 1, 1, 0.95, 0.7, 0.3])
-# A person's period of both turns, one of 2, 3.2 and 5 s at 25 fps: told apart, it is kept for good, while a
-# measure of its length would wander a little with every turn that a model makes itself.
-CYCLE_FRAMES = (50, 80, 125)
+# A person's period of both turns, 2 or 5 s at 25 fps: told apart, it is kept for good, while a measure of
+# its length would wander a little with every turn that a model makes itself.
+CYCLE_FRAMES = (50, 125)
 JITTER = 0.04  # of the time between two turns
 SWAY = 0.6  # how far everybody turns: a size that nothing fixes would shrink from clip to clip
 # Standard deviations of a turn's speed over time, of head and of eyes. Quick: a model begins with the mean of
