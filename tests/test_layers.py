@@ -90,8 +90,9 @@ def test_a_feed_forward_in_blocks_of_rows_computes_the_same(
     values: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks of 1, 1, 10 and all 35 rows, the third not a divisor."""
-    net, x = lively(FeedForward(8, 4)).double(), tokens(5, 7, generator)
     monkeypatch.setattr(layers, "CACHED_VALUES", values)
+    net, x = lively(FeedForward(8, 4)).double(), tokens(5, 7, generator)
+    assert net.rows == {1: 1, 64: 1, 640: 10, 2**19: 8192}[values]
     with torch.no_grad():
         value, gate = net.net[0].proj(x).chunk(2, -1)
         by_hand = net.net[2](value * gate * (1 + torch.erf(gate / 2**0.5)) / 2)
