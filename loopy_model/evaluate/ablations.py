@@ -34,7 +34,7 @@ from .variants import VARIANTS, config_of, folder_of
 
 METER = "meter.safetensors"  # the last thing that a laboratory gets
 SIZE = 64  # 4x4 latent cells train 2.5 times as fast as 8x8; only differences between models count here
-STAGE_ONE, STAGE_TWO, STAGE_THREE = RECIPES["puppet"].stages
+STAGE_ONE, STAGE_TWO, STAGE_THREE, _ = RECIPES["puppet"].stages
 # One branch (both ratios 1): guidance would hide what a model has learnt, at three times the cost.
 SETTINGS = "--faces 8 --seconds 3 --long-faces 4 --long-seconds 60 --level-faces 0 --steps 12 --audio-ratio 1 --ref-ratio 1"
 LOSS_SAMPLES = 192  # windows of the held-out clips, each with its own noise and timestep

@@ -1,4 +1,4 @@
-"""What to train and how, as data: the paper's two stages (3.4), the puppet's three, and fine-tuning."""
+"""What to train and how, as data: the paper's two stages (3.4), the puppet's four, and fine-tuning."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -103,7 +103,7 @@ PUPPET_DROPPING = ConditionDropping(audio_without_reference=0.5)
 """At the paper's rates e_base (no reference, no audio) would be 1.5 % of so few samples."""
 
 PUPPET_RHYTHM = replace(PUPPET_DROPPING, motion=0.25)
-"""Rhythms are learnt last, only from samples that keep their motion frames, and from noisy ones."""
+"""Rhythms are learnt last, only from samples that keep their motion frames, and from the noisiest ones."""
 
 PUPPET_FACE = 3.0
 """A blink is 3 % of what changes in a video."""
@@ -116,7 +116,8 @@ RECIPES = {
         (
             Stage("one", 2000, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
             Stage("two", 6000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
-            Stage("three", 5000, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.4, 0.03, 0.99, 0.5, PUPPET_FACE),
+            Stage("three", 4500, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.5, 0.25, 0.99, 0.25, PUPPET_FACE),
+            Stage("four", 500, 8, 2e-4, False, PUPPET_RHYTHM, 1, 0.2, 0.03, 0.99, 0.5, PUPPET_FACE),
         ),
         ema_decay=0.998,
     ),
