@@ -8,10 +8,11 @@ import torch
 
 pytest.importorskip("espeakng_loader")
 
-from loopy_model.config import PUPPET
+from loopy_model.config import PUPPET, SAMPLE_RATE
 from loopy_model.evaluate.held_out import flat_noise, held_out, load_meter, measure
-from loopy_model.evaluate.puppet import Evaluation, build_parser
+from loopy_model.evaluate.puppet import BLINK, FIRST_LONG, HEAD, PAST, Evaluation, build_parser
 from loopy_model.evaluate.puppet_report import summarise
+from loopy_model.evaluate.rhythm import blink_interval, sway_period
 from loopy_model.guidance import Guidance
 from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.puppet.motion import MOTION
@@ -63,6 +64,18 @@ def test_last_clip_looks_like_the_first(pieces: dict[str, dict], asked: Namespac
         first, last = frames[:12], frames[-12:]
         assert abs(first.mean() - last.mean()) < 0.05 * first.mean()
         assert flat_noise(last) < flat_noise(first) + 0.005
+
+
+@pytest.mark.parametrize("number, tempo", [(0, 5.0), (2, 2.0)])
+def test_a_person_goes_on_in_the_own_tempo(pipeline: Pipeline, number: int, tempo: float) -> None:
+    """12 s after 5 s of truth; without guidance, three times as fast."""
+    truth = held_out(FIRST_LONG + number, PAST + 12 * 25, PUPPET.image_size, drawn=PAST)
+    frames = pipeline(
+        truth.portrait, truth.waveform, SAMPLE_RATE, Guidance(1, 1), seed=number, past=truth.frames
+    )
+    read = measure(load_meter(), frames).numpy()
+    for measured in (blink_interval(read[:, BLINK], 25), sway_period(read[:, HEAD], 25)):
+        assert measured == pytest.approx(tempo, rel=0.2)
 
 
 def test_silence_keeps_the_mouth_closed(pipeline: Pipeline) -> None:

@@ -176,8 +176,8 @@ def write_report(folder: Path, results: dict, pieces: Pieces) -> None:
     if long:
         body += [page.heading("After five seconds of truth"), page.figure(_rhythm_curves(long))]
         body += [page.figure(_drift_curves(long), "Per clip, as a share of the first clip's")]
-    if "glo_by_level" in results:
-        body += [page.heading("Wanted level of movement"), page.figure(_level_curves(results))]
+    if levels := [key for key in ("glo", "exp") if f"{key}_by_level" in results]:
+        body += [page.heading("Wanted level of movement"), page.figure(_level_curves(results, levels))]
     if (folder / SHEET).is_file():
         caption = "Portrait and generated frames (above), drawn truth (below), every fourth frame"
         body += [page.heading("Frames"), page.picture((folder / SHEET).read_bytes(), caption)]
@@ -224,9 +224,9 @@ def _drift_curves(long: Pieces) -> "Figure":
     return drawn
 
 
-def _level_curves(results: dict) -> "Figure":
-    drawn, axes = _axes(2)
-    for axis, key in zip(axes, ("glo", "exp")):
+def _level_curves(results: dict, keys: list[str]) -> "Figure":
+    drawn, axes = _axes(len(keys))
+    for axis, key in zip(axes, keys):
         levels = results[f"{key}_by_level"]
         axis.plot([float(level) for level in levels], list(levels.values()), marker="o")
         axis.set_ylabel(key.capitalize())

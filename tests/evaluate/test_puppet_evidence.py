@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from loopy_model.evaluate.drift import STATISTICS
 from loopy_model.evaluate.held_out import METER, held_out, movement_of
 from loopy_model.evaluate.puppet import Evaluation, build_parser, main
-from loopy_model.evaluate.puppet_report import rows_of, summarise, tables
+from loopy_model.evaluate.puppet_report import rows_of, summarise, tables, write_report
 from loopy_model.puppet.fit import save_network
 from loopy_model.puppet.meter import FaceMeter
 from loopy_model.puppet.motion import MOTION
@@ -76,6 +76,13 @@ def test_levels_are_sorted_and_averaged_over_the_faces() -> None:
         for n in range(2)
     }
     assert summarise(pieces)["glo_by_level"] == {"0.00": 0.5, "0.50": 1.0, "1.00": 1.5}
+
+
+@pytest.mark.parametrize("name", ["head-movement-0.00-00", "expression-0.50-00", "continued-00"])
+def test_a_page_shows_whatever_is_there_so_far(name: str, tmp_path: Path) -> None:
+    pieces = {name: {"glo": 1.0, "exp": 2.0, "head": [0.0, 0.1], "truth": [0.1, 0.0], "last": 0.0}}
+    write_report(tmp_path, summarise(pieces), pieces)
+    assert ("Wanted level" in (tmp_path / "report.html").read_text()) == (name != "continued-00")
 
 
 DRIFTING = {
