@@ -114,6 +114,6 @@ def test_a_stage_says_what_it_is() -> None:
 
 
 def test_stages_of_the_same_name_are_refused() -> None:
-    one, two, _ = RECIPES["puppet"].stages
+    one, two, *_ = RECIPES["puppet"].stages
     with pytest.raises(ValueError, match="needs stages of different names"):
         replace(RECIPES["puppet"], stages=(one, replace(two, name=one.name)))
