@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parents[1] / "loopy_model"
 TIERS = [  # a module imports from the tiers above its own, and from its own leftwards
     ["config"],
     ["conditions"],
-    ["portrait", "audio", "motion", "movement", "diffusion"],
+    ["portrait", "audio", "motion", "movement", "diffusion", "solvers"],
     ["layers", "temporal", "audio_to_latents"],
     ["unet"],
     ["model"],
-    ["sampling"],
+    ["guidance", "sampling"],
     ["budget"],
 ]
 ORDER = [name for tier in TIERS for name in tier]
