@@ -223,9 +223,9 @@ def losses(run: Path) -> list[float]:
 
 
 def test_training_from_nothing_takes_every_stage(encoded: Path, tmp_path: Path) -> None:
-    short = ("--steps", 2, 1, 1, "--batch", 2, 1, 1, "--preview-every", 0)
+    short = ("--steps", 2, 1, 1, 1, "--batch", 2, 1, 1, 1, "--preview-every", 0)
     train(encoded / DRAWN, tmp_path, "--recipe", "puppet", *short)
-    assert len(losses(tmp_path)) == 4 and np.isfinite(losses(tmp_path)).all()
+    assert len(losses(tmp_path)) == 5 and np.isfinite(losses(tmp_path)).all()
     assert (tmp_path / "loopy.safetensors").stat().st_size > 1_000_000
 
 
