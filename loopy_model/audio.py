@@ -57,7 +57,7 @@ def hear(voice: Tensor | Iterable[Tensor], encode: Callable[[Tensor], Tensor], f
     hearing is padded with silence; a long one is heard in overlapping pieces.
     """
     features, done = [], 0
-    for piece in _pieces([voice] if isinstance(voice, Tensor) else voice):
+    for piece in _pieces(voice.split(CHUNK) if isinstance(voice, Tensor) else voice):
         hidden = encode(_at_least_one_token(piece.voice)).float()
         frames = range(done, frame_count(piece.end, SAMPLE_RATE, fps))
         features.append(align_to_frames(hidden, frames, fps, piece.begin // TOKEN_HOP))

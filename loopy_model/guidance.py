@@ -122,18 +122,19 @@ class Predictor:
         self.first = [first_pass(conditions, guidance)]
         self.all = guidance_passes(conditions, guidance, in_one_batch)
         self.added: Tensor | None = None  # by guidance to the first branch, when it was last worked out
-        self.age = 0  # in steps
+        self.uses = 0  # of `added` that are left
 
     def __call__(self, x: Tensor, timestep: int, progress: float) -> Tensor:
         """`x` (1, F, C, h, w) -> the same shape; `progress` is the share of the steps that are done."""
         if not self.sparing.start <= progress < self.sparing.end:
             return weighted_sum(self._branches(x, timestep, self.first))
-        if self.added is not None and self.age < self.sparing.every:
-            self.age += 1
+        if self.uses:
+            self.uses -= 1
             return weighted_sum(self._branches(x, timestep, self.first)) + self.added
         branches = self._branches(x, timestep, self.all)
-        guided = weighted_sum(branches)
-        self.added, self.age = guided - branches[0][1], 1
+        guided, self.uses = weighted_sum(branches), self.sparing.every - 1
+        if self.uses:
+            self.added = guided - branches[0][1]
         return guided
 
     def _branches(self, x: Tensor, timestep: int, passes: list[Pass]) -> list[tuple[float, Tensor]]:

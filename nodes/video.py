@@ -34,31 +34,35 @@ VOICE = io.Audio.Input(
     optional=True,
     tooltip="The voice; cut where the images end. Without it the video is silent.",
 )
-VIDEO = io.Video.Output(display_name="video", tooltip="The written file, for video nodes.")
+
+
+def _schema_of_writer(first: list[io.Input], **said: object) -> io.Schema:
+    """Of a node that writes one video; `first` are its inputs before the common ones."""
+    return io.Schema(
+        category=CATEGORY,
+        is_output_node=True,
+        inputs=[*first, FPS, PREFIX, VOICE],
+        outputs=[io.Video.Output(display_name="video", tooltip="The written file, for video nodes.")],
+        hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        **said,
+    )
 
 
 class LoopyVideoCombine(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LoopyVideoCombine",
-            display_name="Loopy Video Combine",
-            category=CATEGORY,
-            description="Writes the images and the voice into one mp4 (H.264, AAC) in the output folder and shows it here. "
-            "The workflow is stored in the file: drop the mp4 on ComfyUI to get it back.",
-            is_output_node=True,
-            search_aliases=["save video", "mp4"],
-            inputs=[
+        return _schema_of_writer(
+            [
                 io.Image.Input(
                     "images",
                     tooltip="The frames. Alpha is dropped; an odd width or height grows by one pixel.",
-                ),
-                FPS,
-                PREFIX,
-                VOICE,
+                )
             ],
-            outputs=[VIDEO],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            node_id="LoopyVideoCombine",
+            display_name="Loopy Video Combine",
+            description="Writes the images and the voice into one mp4 (H.264, AAC) in the output folder and shows it here. "
+            "The workflow is stored in the file: drop the mp4 on ComfyUI to get it back.",
+            search_aliases=["save video", "mp4"],
         )
 
     @classmethod
@@ -71,23 +75,16 @@ class LoopyVideoCombine(io.ComfyNode):
 class LoopyLatentsToVideo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LoopyLatentsToVideo",
-            display_name="Loopy Latents to Video",
-            category=CATEGORY,
-            description="VAE Decode and Video Combine in one, for long videos: a few frames at a time are decoded and "
-            "written, so memory does not grow with the length. Ten minutes of images would take gigabytes.",
-            is_output_node=True,
-            search_aliases=["save video", "mp4", "long video"],
-            inputs=[
+        return _schema_of_writer(
+            [
                 io.Latent.Input("latents", tooltip="From Loopy Sampler."),
                 io.Vae.Input("vae", tooltip="The VAE that the sampler used."),
-                FPS,
-                PREFIX,
-                VOICE,
             ],
-            outputs=[VIDEO],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            node_id="LoopyLatentsToVideo",
+            display_name="Loopy Latents to Video",
+            description="VAE Decode and Video Combine in one, for long videos: a few frames at a time are decoded and "
+            "written, so memory does not grow with the length. Ten minutes of images would take gigabytes.",
+            search_aliases=["save video", "mp4", "long video"],
         )
 
     @classmethod
