@@ -48,6 +48,7 @@ def generate(arguments: Sequence[str]) -> None:
     from .adapter import NotAnAdapter
     from .budget import budget
     from .config import SAMPLE_RATE
+    from .diffusion import NoiseSchedule
     from .guidance import Guidance
     from .pipeline import Pipeline
     from .sampling import SamplingOptions
@@ -62,7 +63,11 @@ def generate(arguments: Sequence[str]) -> None:
     except (NotALoopyModel, NotAnAdapter) as error:
         raise SystemExit(str(error)) from error
     guidance = Guidance(args.audio_ratio, args.ref_ratio)
-    options = SamplingOptions(args.solver, args.eta)
+    try:
+        options = SamplingOptions(args.solver, args.eta)
+        NoiseSchedule(pipeline.config.diffusion).timesteps(args.steps)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     try:
         with Image.open(args.portrait) as picture:
             portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)

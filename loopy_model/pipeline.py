@@ -48,26 +48,12 @@ class Pipeline:
             module.eval().requires_grad_(False)
 
     def __call__(
-        self,
-        portrait: Tensor,
-        waveform: Tensor,
-        sample_rate: int,
-        guidance: Guidance = Guidance(),
-        steps: int = 25,
-        seed: int = 0,
-        past: Tensor | None = None,
-        level: tuple[Source, float] | None = None,
-        options: SamplingOptions = SamplingOptions(),
+        self, portrait: Tensor, waveform: Tensor, sample_rate: int, *choices: object, **more: object
     ) -> Tensor:
-        """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1.
-
-        `past` frames (P, size, size, 3) belong to the first P frames of the voice; what is generated
-        goes on after them. A `level` of head movement or expression, 0 calm .. 1 lively, takes the
-        voice's place in audio-to-latents.
-        """
+        """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1. The
+        choices are those of `request`, in its order."""
         voice = resample(waveform.mean(0), sample_rate)
-        request = self.request(portrait, voice, guidance, steps, seed, past, level, options)
-        return torch.cat(list(self.clips(request)))
+        return torch.cat(list(self.clips(self.request(portrait, voice, *choices, **more))))
 
     @torch.inference_mode()
     def request(
@@ -81,8 +67,13 @@ class Pipeline:
         level: tuple[Source, float] | None = None,
         options: SamplingOptions = SamplingOptions(),
     ) -> Request:
-        """The same for a `voice` (samples,) at 16 kHz, whole or block by block: everything is encoded,
-        nothing generated."""
+        """Portrait (H, W, C) 0..1, voice (samples,) at 16 kHz, whole or block by block -> everything
+        encoded, nothing generated.
+
+        `past` frames (P, size, size, 3) belong to the first P frames of the voice; what is generated
+        goes on after them. A `level` of head movement or expression, 0 calm .. 1 lively, takes the
+        voice's place in audio-to-latents.
+        """
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
         return Request(
             portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),

@@ -36,6 +36,10 @@ class SamplingOptions:
     eta: float = 0.0  # of ddim: share of DDPM's fresh noise in every step
     sparing: Sparing = Sparing()
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta:g}; choose 0 to 1.")
+
 
 @dataclass(frozen=True)
 class Request:

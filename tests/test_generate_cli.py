@@ -46,3 +46,13 @@ def test_one_sentence_names_the_file(files: Path, portrait: str, voice: str, out
     with pytest.raises(SystemExit, match=said):
         generate([str(files / portrait), str(files / voice), str(files / output)])
     assert sorted(files.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "choice, said",
+    [(["--steps", "0"], "steps is 0; choose 1 to 1000"), (["--eta", "1.5"], "eta is 1.5; choose 0 to 1")],
+)
+def test_one_sentence_names_the_number(files: Path, choice: list[str], said: str) -> None:
+    with pytest.raises(SystemExit, match=said):
+        generate([str(PORTRAIT), str(files / "voice.wav"), str(files / "a.mp4"), *choice])
+    assert not (files / "a.mp4").exists()
