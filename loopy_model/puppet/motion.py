@@ -26,24 +26,40 @@ SWAY = 0.6  # how far everybody turns: a size that nothing fixes would shrink fr
 # what may come, and the mean of a slow turn and of none is the beginning of a slow turn.
 TURN_FRAMES, SACCADE_FRAMES = 1.5, 0.8
 EYES_LEAD = 4  # frames
+# How far a head nods and brows rise with the voice changes from second to second, whatever is said: shares of
+# the most, all ratios equally likely. Only so can a wanted level of movement be more or less of the same.
+LIVELINESS, LIVELY_FRAMES = (0.06, 1.0), 12
+NOD, BROW_RISE = 3.2, 2.4  # the most, in units of the voice's energy
+NOD_FRAMES, BROW_FRAMES = 5, 3  # standard deviations over which that energy is taken
 
 
 def draw_motion(rng: random.Random, visemes: np.ndarray) -> np.ndarray:
     """Visemes (frames, 2) -> motion (frames, 8) in the order of `MOTION`."""
-    draws = np.random.default_rng(rng.getrandbits(32))
-    frames, nodding = len(visemes), draws.uniform(0.3, 1.0)
+    draws, frames = np.random.default_rng(rng.getrandbits(32)), len(visemes)
     turns = _turns(draws, frames)
     motion = np.zeros((frames, len(MOTION)), np.float32)
     motion[:, [OPEN, WIDTH]] = visemes
     motion[:, BLINK] = _blinks(turns[::2], frames)
     motion[:, GAZE] = _side(turns - EYES_LEAD, frames, SACCADE_FRAMES)
     motion[:, HEAD_X] = SWAY * _side(turns, frames, TURN_FRAMES)
-    energy = gaussian_filter1d(visemes[:, 0], 8, mode="nearest")
-    motion[:, HEAD_Y] = nodding * 1.6 * (energy - 0.3)
-    energy = gaussian_filter1d(visemes[:, 0], 5, mode="nearest")
-    motion[:, BROW] = np.clip(energy * draws.uniform(0.4, 2.0), 0, 1)
+    nods = NOD * _liveliness(draws, frames) * _energy(visemes, NOD_FRAMES)
+    motion[:, HEAD_Y] = nods - nods.mean()
+    rises = BROW_RISE * _liveliness(draws, frames) * _energy(visemes, BROW_FRAMES)
+    motion[:, BROW] = rises.clip(0, 1)
     motion[:, TILT] = 0.12 * motion[:, HEAD_X]  # radians
     return motion
+
+
+def _energy(visemes: np.ndarray, spread: float) -> np.ndarray:
+    """How loud the voice is, taken from how far it opens the mouth."""
+    return gaussian_filter1d(visemes[:, 0], spread, mode="nearest")
+
+
+def _liveliness(draws: np.random.Generator, frames: int) -> np.ndarray:
+    noise = gaussian_filter1d(draws.standard_normal(frames + 8 * LIVELY_FRAMES), LIVELY_FRAMES)
+    noise = noise[4 * LIVELY_FRAMES :][:frames] * np.sqrt(2 * LIVELY_FRAMES * np.sqrt(np.pi))  # of variance 1
+    low, high = np.log(LIVELINESS)
+    return np.exp(low + (high - low) * ndtr(noise))
 
 
 def _turns(draws: np.random.Generator, frames: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +29,7 @@ from .stages import Stage
 Values = TypeVar("Values", Batch, Draws)
 
 # First words of the seeds: numpy's SeedSequence takes (1, 2) and (1, 2, 0) for the same.
-WINDOWS, DRAWS, NOISE, MOTION = 1, 2, 3, 4
+WINDOWS, DRAWS, NOISE, MOTION, PAST_NOISE = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -231,11 +232,23 @@ class Samples(Dataset):
             sample = self.clips.read(window, _generator(MOTION, *self.seed, *place))
             if self.stage.face_weight != 1:
                 sample = replace(sample, weight=self.clips.face_weight(window.clip, self.stage.face_weight))
+            if self.stage.motion_noise and sample.motion is not None:
+                generator = _generator(PAST_NOISE, *self.seed, *place)
+                sample = replace(sample, motion=disturbed(sample, self.stage.motion_noise, generator))
         except BadClip as error:
             return error
         own = Draws(**{name: tensor[place.index] for name, tensor in _tensors(self.draws(place.step))})
         noise = torch.randn(sample.clip.shape, generator=_generator(NOISE, *self.seed, *place))
         return sample, replace(own, noise=noise)
+
+
+def disturbed(sample: Batch, most: float, generator: torch.Generator) -> Tensor:
+    """The sample's motion frames (M, C, h, w) with noise of 0 to `most` standard deviations, all by the same.
+    At inference they are the model's own frames, not quite clean: a model that takes over what is wrong with
+    them makes it worse from clip to clip."""
+    noise = torch.randn(sample.motion.shape, generator=generator)
+    amount = most * torch.rand((), generator=generator)
+    return sample.motion + amount * noise * rearrange(sample.present, "m -> m 1 1 1")
 
 
 @dataclass(frozen=True)

@@ -254,7 +254,7 @@ class Trainer:
         """Loss of the averaged model on held-out clips: the same samples and noise under each condition."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         count = math.ceil(VALIDATION_SAMPLES / processes) * processes
-        plain = replace(stage, face_weight=1.0)  # comparable from stage to stage
+        plain = replace(stage, face_weight=1.0, motion_noise=0.0)  # comparable from stage to stage
         samples = Samples(self.test, plain, (self.recipe.seed, self.stage_index), batch=count)
         losses: dict[str, list[Tensor]] = {name: [] for name in validation_conditions(stage)}
         with self.average.applied():

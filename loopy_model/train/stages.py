@@ -28,10 +28,13 @@ class Stage:
     )
 
     face_weight: float = 1.0  # of the squared error where eyes and mouth are; 1: as everywhere, the paper's
+    motion_noise: float = 0.0  # most noise on motion frames, in standard deviations of latents; the paper's is 0
 
     def __post_init__(self) -> None:
         if not self.face_weight > 0:
             raise ValueError(f"stage {self.name}: face_weight is {self.face_weight}; it must be above 0.")
+        if self.motion_noise < 0:
+            raise ValueError(f"stage {self.name}: motion_noise is {self.motion_noise}; it must be 0 or more.")
         if not self.timestep_power > 0:
             raise ValueError(
                 f"stage {self.name}: timestep_power is {self.timestep_power}; it must be above 0."
@@ -116,8 +119,8 @@ RECIPES = {
         (
             Stage("one", 2000, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
             Stage("two", 6000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
-            Stage("three", 4500, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.5, 0.25, 0.99, 0.25, PUPPET_FACE),
-            Stage("four", 500, 8, 2e-4, False, PUPPET_RHYTHM, 1, 0.2, 0.03, 0.99, 0.5, PUPPET_FACE),
+            Stage("three", 4500, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.5, 0.25, 0.99, 0.25, PUPPET_FACE, 0.2),
+            Stage("four", 500, 8, 2e-4, False, PUPPET_RHYTHM, 1, 0.2, 0.03, 0.99, 0.5, PUPPET_FACE, 0.2),
         ),
         ema_decay=0.998,
     ),

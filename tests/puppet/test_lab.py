@@ -19,7 +19,18 @@ from loopy_model.puppet.faces import landmarks, render
 from loopy_model.puppet.fit import Recipe, fit
 from loopy_model.puppet.identity import draw_identity
 from loopy_model.puppet.meter import FaceMeter
-from loopy_model.puppet.motion import BLINK, BLINK_SHAPE, GAZE, HEAD_X, MOTION, OPEN, WIDTH, draw_motion
+from loopy_model.puppet.motion import (
+    BLINK,
+    BLINK_SHAPE,
+    BROW,
+    GAZE,
+    HEAD_X,
+    HEAD_Y,
+    MOTION,
+    OPEN,
+    WIDTH,
+    draw_motion,
+)
 from loopy_model.puppet.train import LATENT_NOISE, decoding_loss, decoding_part, noisy, weighted_error
 
 SMALL = AutoencoderConfig(widths=(8, 8, 16), decoder_blocks=(1, 1, 1))
@@ -306,6 +317,19 @@ def test_rhythms_differ_by_person() -> None:
     farthest = np.array([np.abs(motion[:, HEAD_X]).max() for motion in people])
     assert np.ptp(speeds) < 0.01 * speeds.mean() and np.ptp(farthest) < 0.03 * farthest.mean()
     assert len(BLINK_SHAPE) < 16  # shorter than the widest gap of the segments: not seen for sure
+
+
+def test_nods_and_brows_follow_the_voice_by_more_or_less() -> None:
+    """The same words, said again and again: how far head and brows go with them changes, and each on its own."""
+    word = np.exp(-np.linspace(-3, 3, 50) ** 2)  # two seconds
+    visemes = np.stack([np.tile(word, 40), np.full(2000, 0.5)], 1).astype(np.float32)
+    motion = draw_motion(random.Random("lively"), visemes)
+    nods, rises = (np.log(np.ptp(motion[:, c].reshape(40, 50), axis=1)) for c in (HEAD_Y, BROW))
+    assert np.ptp(nods) > np.log(4) and np.ptp(rises) > np.log(4)
+    assert abs(np.corrcoef(nods, rises)[0, 1]) < 0.5
+    assert np.corrcoef(motion[:, HEAD_Y], visemes[:, 0])[0, 1] > 0.3
+    silent = draw_motion(random.Random("lively"), np.zeros((100, 2), np.float32))
+    assert not silent[:, [HEAD_Y, BROW]].any()
 
 
 def test_eyes_turn_first_and_close_on_the_way_to_the_right() -> None:

@@ -156,6 +156,22 @@ def test_cells_of_eyes_and_mouth_weigh_more_all_through_a_video(tmp_path: Path) 
     assert Samples(clips, TWO, (0, 1))[Place(0, 0)][0].weight is None
 
 
+def test_noise_on_motion_frames_is_each_samples_own_and_leaves_empty_ones_empty(data: Path) -> None:
+    clips = PreparedClips(data, "train", TINY)
+    clean = Samples(clips, TWO, (0, 1), batch=200)
+    noisy = Samples(clips, replace(TWO, motion_noise=0.5), (0, 1), batch=200)
+    amounts = []
+    for place in (Place(3, i) for i in range(200)):
+        (one, _), (other, _) = clean[place], noisy[place]
+        added = other.motion - one.motion
+        assert not added[~one.present].any()
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("clip", "reference", "windows"))
+        if one.present.all():
+            amounts.append(added.std().item())
+    assert torch.equal(noisy[Place(3, 7)][0].motion, noisy[Place(3, 7)][0].motion)
+    assert 0 < min(amounts) < 0.1 and 0.4 < max(amounts) < 0.6 and 0.2 < np.mean(amounts) < 0.3
+
+
 def test_random_motion_frames_are_drawn_for_each_sample_of_each_step(data: Path) -> None:
     clips, drawn = sampled(data, "random"), set()
     for seed in ((0, 1), (1, 1)):
