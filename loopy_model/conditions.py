@@ -23,6 +23,10 @@ class KeyValue(NamedTuple):
     v: Tensor  # (B, N, C)
     keep: Tensor | None = None  # (B,) bool
 
+    def part(self, rows: slice) -> "KeyValue":
+        """Those of some samples."""
+        return KeyValue(self.k[rows], self.v[rows], None if self.keep is None else self.keep[rows])
+
     def times(self, rows: int) -> "KeyValue":
         """The same for each of `rows` rows."""
         return self if rows == 1 else KeyValue(*(repeat(x, "b n c -> (r b) n c", r=rows) for x in self[:2]))

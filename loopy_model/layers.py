@@ -5,7 +5,7 @@ wherever a layer treats them one by one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as nnf
@@ -15,9 +15,15 @@ from torch import Tensor, nn
 from .conditions import KeyValue
 
 CACHED_VALUES = 2**19
-"""A feed-forward's wide inside on a CPU: 2 MB in float32, which stays in the cache of one core."""
+"""What a layer works on at once on a CPU, a feed-forward's wide inside or an attention's keys: 2 MB in float32,
+which stay in the cache of one core, and in memory that is there already."""
 VECTOR = 16
 """Numbers that a CPU multiplies at once; attention over many keys gains from heads filled up to it."""
+
+
+def keeps_all(x: Tensor) -> bool:
+    """Whether a layer works on all of `x` at once: on a card, and where gradients need it all anyway."""
+    return x.device.type != "cpu" or torch.is_grad_enabled()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
@@ -53,15 +59,24 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, own: KeyValue, extra: KeyValue | None = None) -> Tensor:
         """`x` (B, N, C) asks; `extra` keys, if any, stand beside the `own` ones of the first rows."""
-        q, rows = self.to_q(x), 0 if extra is None else len(extra.k)
+        q, keys = self.to_q(x), own.k.shape[1] + (0 if extra is None else extra.k.shape[1])
+        at_once = len(q) if keeps_all(q) else max(1, CACHED_VALUES // (keys * own.k.shape[2]))
         parts = []
+        for first in range(0, len(q), at_once):
+            rows = slice(first, first + at_once)
+            beside = extra.part(rows) if extra is not None and first < len(extra.k) else None
+            parts += self._answers(q[rows], own.part(rows), beside)
+        return self.to_out[0](parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _answers(self, q: Tensor, own: KeyValue, extra: KeyValue | None) -> Iterator[Tensor]:
+        """To the rows that have `extra` keys, and to the others."""
+        rows = 0 if extra is None else len(extra.k)
         if rows:
             mask = _mask(extra.keep, own.k.shape[1], extra.k.shape[1])
             k, v = torch.cat([own.k[:rows], extra.k], 1), torch.cat([own.v[:rows], extra.v], 1)
-            parts.append(self.attend(q[:rows], k, v, self.heads, mask=mask))
+            yield self.attend(q[:rows], k, v, self.heads, mask=mask)
         if rows < len(q):
-            parts.append(self.attend(q[rows:], own.k[rows:], own.v[rows:], self.heads))
-        return self.to_out[0](parts[0] if len(parts) == 1 else torch.cat(parts))
+            yield self.attend(q[rows:], own.k[rows:], own.v[rows:], self.heads)
 
 
 def _mask(keep: Tensor | None, own: int, extra: int) -> Tensor | None:
@@ -92,7 +107,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(.., C) -> the same."""
-        if x.device.type != "cpu" or torch.is_grad_enabled():
+        if keeps_all(x):
             return self.net[2](self.net[0](x))
         parts = x.reshape(-1, x.shape[-1]).split(self.rows)
         return torch.cat([self.net[2](self.net[0](part)) for part in parts]).view_as(x)

@@ -45,14 +45,16 @@ def test_a_clip_of_full_size_is_counted_without_a_card(tmp_path: Path) -> None:
 
 
 def test_a_step_of_two_branches_is_about_as_fast_as_two_passes_of_animatediff() -> None:
+    """All conditions and none, as classifier-free guidance usually has them. Where both branches have the
+    portrait, both look at twice as many tokens; AnimateDiff never does."""
     config = sized("reduced", 32)
     with torch.inference_mode():
         subject = Sampling(config, "cpu", torch.float32)
         two = {name: subject.step(BRANCHES[name]) for name in ("audio, base", "audio, reference")}
         one = yardsticks(config, "cpu", torch.float32)["UNetMotionModel"]
-        taken = in_turns(two | {"diffusers": one}, "cpu", 4)
-    for name in two:
-        assert taken[name] <= 1.15 * 2 * taken["diffusers"]
+        taken = in_turns(two | {"diffusers": one}, "cpu", 5)
+    assert taken["audio, base"] <= 1.15 * 2 * taken["diffusers"]
+    assert taken["audio, reference"] <= 1.35 * 2 * taken["diffusers"]
 
 
 def test_a_long_voice_needs_hardly_more_memory() -> None:
