@@ -1,7 +1,8 @@
 """`python -m loopy_model.evaluate figures`: every figure of docs/puppet.md and docs/ablations.md, from results.
 
 Nothing is computed anew: it reads what `python -m loopy_model.puppet`, `evaluate puppet` and
-`evaluate ablations` have written, and leaves out what is not there.
+`evaluate ablations` have written in the folders that are named, and leaves out what is not there.
+Without any folder it reads docs/figures.json, the results that the documents show.
 """
 
 import argparse
@@ -9,11 +10,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..prepare.records import write_whole
 from ..train.record import read_rows
 from ..weights import load_tensors
 from .ablation_report import by_variant, markdown, read_results
 from .puppet_report import tables
 
+STORED = Path(__file__).parents[2] / "docs" / "figures.json"
 NETWORKS = ("speech", "autoencoder", "decoder", "meter")  # the names of their logs
 
 
@@ -26,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--lab", type=Path, help="run directory of `python -m loopy_model.puppet`")
     parser.add_argument("--report", type=Path, help="report folder of `evaluate puppet`")
     parser.add_argument("--ablations", type=Path, help="run directory of `evaluate ablations`")
+    parser.add_argument("--store", action="store_true", help="also put these figures into docs/figures.json")
     return parser
 
 
@@ -57,14 +61,44 @@ def _parameters(checkpoint: Path) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {count / 1e6:.2f} M" for name, count in counts.items())
 
 
+def gathered(args: argparse.Namespace) -> dict:
+    """The figures of each document's part, from the folders that are named."""
+    figures: dict = {}
+    if args.lab:
+        figures["training"] = list(training(args.lab))
+    if args.report:
+        figures["puppet"] = json.loads((args.report / "results.json").read_text())
+    if args.ablations:
+        figures["ablations"] = by_variant(read_results(args.ablations))
+    return figures
+
+
+def stored() -> dict:
+    return json.loads(STORED.read_text()) if STORED.is_file() else {}
+
+
+def shown(figures: dict) -> Iterator[str]:
+    if "training" in figures:
+        yield "Training\n\n" + "\n".join(figures["training"]) + "\n"
+    if "puppet" in figures:
+        yield "Puppet\n\n" + tables(figures["puppet"]) + "\n"
+    if "ablations" in figures:
+        yield "Ablations\n\n" + markdown(figures["ablations"])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     for folder in (args.lab, args.report, args.ablations):
         if folder and not folder.is_dir():
             raise SystemExit(f"there is no folder {folder}; check the path.")
-    if args.lab:
-        print("Training\n\n" + "\n".join(training(args.lab)) + "\n")
-    if args.report:
-        print("Puppet\n\n" + tables(json.loads((args.report / "results.json").read_text())) + "\n")
-    if args.ablations:
-        print("Ablations\n\n" + markdown(by_variant(read_results(args.ablations))))
+    figures = gathered(args) or stored()
+    if not figures:
+        raise SystemExit(f"there is no {STORED}; name a folder with --lab, --report or --ablations.")
+    if args.store:
+        everything = json.dumps(stored() | figures, indent=1)
+        write_whole(STORED, lambda path: path.write_text(everything + "\n"))
+    print("\n".join(shown(figures)))
+
+
+if __name__ == "__main__":
+    main()

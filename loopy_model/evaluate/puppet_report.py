@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Pieces = dict[str, dict]
 MOUTH = ("open", "width")
 SHEET = "contact_sheet.jpg"
-KINDS = ("generated", "truth", "equal_pose")  # of the curves of a long video
+KINDS = ("generated", "truth", "equal_pose", "ceiling")  # of the curves of a long video
 
 
 def summarise(pieces: Pieces) -> dict[str, dict]:
@@ -112,17 +112,21 @@ def _rhythm(long: list[dict]) -> dict[str, dict[str, float]]:
 def _drift(long: list[dict]) -> dict[str, dict[str, float]]:
     """The largest deviation of a clip from its video's first, and the largest change along a straight
     line. Mouth, lids and head change the statistics of a clip too, as the truth shows; in the rows of
-    equal pose each clip is compared with the drawing of the face in the poses that it shows."""
+    equal pose each clip is compared with the drawing of the face in the poses that the meter reads from it,
+    and the ceiling is that of the truth after the VAE: what the VAE and the meter's reading leave."""
     return {kind: _largest([_curves(piece)[kind] for piece in long]) for kind in KINDS}
 
 
 def _curves(piece: dict) -> dict[str, dict[str, np.ndarray]]:
     """Statistics per clip of a long video."""
-    made, truth, posed = (
-        {name: np.array(values) for name, values in piece[key].items()}
-        for key in ("statistics", "statistics_truth", "statistics_posed")
+    made, truth, posed, ceiling, ceiling_posed = (
+        {name: np.array(values) for name, values in piece[f"statistics{key}"].items()}
+        for key in ("", "_truth", "_posed", "_ceiling", "_ceiling_posed")
     )
-    return dict(zip(KINDS, (made, truth, {name: made[name] / posed[name] for name in STATISTICS})))
+    equal, highest = (
+        {name: a[name] / b[name] for name in STATISTICS} for a, b in ((made, posed), (ceiling, ceiling_posed))
+    )
+    return dict(zip(KINDS, (made, truth, equal, highest)))
 
 
 def _largest(videos: list[dict[str, np.ndarray]]) -> dict[str, float]:

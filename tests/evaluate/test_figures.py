@@ -8,7 +8,10 @@ import pytest
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("accelerate")
 
+from loopy_model.evaluate import figures
+from loopy_model.evaluate.ablation_report import COLUMNS
 from loopy_model.evaluate.figures import main
+from loopy_model.evaluate.variants import VARIANTS
 
 
 @pytest.fixture
@@ -42,6 +45,28 @@ def test_the_results_in_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["lip", "sync", "generated", "open", "0.9123"] in lines
     assert ["glo", "by", "level", "0.50", "1.2500"] in lines
+
+
+def test_figures_are_stored_part_by_part_and_shown_again(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "STORED", tmp_path / "figures.json")
+    with pytest.raises(SystemExit, match="there is no .*figures.json; name a folder with --lab"):
+        main([])
+    (tmp_path / "results.json").write_text(json.dumps({"lip_sync": {"generated": {"open": 0.5}}}))
+    main(["--lab", str(lab), "--store"])
+    main(["--report", str(tmp_path), "--store"])
+    capsys.readouterr()
+    main([])
+    shown = capsys.readouterr().out
+    assert "speech: 400 steps" in shown and "0.5000" in shown and "Ablations" not in shown
+
+
+def test_what_is_stored_has_every_figure_of_the_documents() -> None:
+    known = figures.stored()
+    assert {"lip_sync", "glo_by_level", "exp_by_level", "continuation", "rhythm", "drift"} <= known["puppet"].keys()
+    assert list(known["ablations"]) == list(VARIANTS)
+    assert all(list(row) == list(COLUMNS) for row in known["ablations"].values())
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:

@@ -90,6 +90,8 @@ DRIFTING = {
     "statistics": {name: [1.0, 1.25, 1.2] for name in STATISTICS},
     "statistics_truth": {name: [2.0, 2.0, 2.0] for name in STATISTICS},
     "statistics_posed": {name: [1.0, 1.25 / 1.05, 1.2] for name in STATISTICS},
+    "statistics_ceiling": {name: [1.0, 1.1, 1.0] for name in STATISTICS},
+    "statistics_ceiling_posed": {name: [1.0, 1.0, 0.98] for name in STATISTICS},
 }
 
 
@@ -128,6 +130,7 @@ def test_drift_at_equal_pose_leaves_out_what_the_face_does() -> None:
     assert found["truth"]["mean"] == 0
     assert found["equal_pose"]["mean"] == pytest.approx(0.05)
     assert found["equal_pose"]["mean_trend"] == pytest.approx(0.0, abs=1e-9)
+    assert found["ceiling"]["mean"] == pytest.approx(0.1)
 
 
 def test_glo_of_read_poses_is_that_of_the_drawn_landmarks() -> None:
