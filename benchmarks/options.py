@@ -43,6 +43,8 @@ CHOICES = {
     "guidance in the first 60 %": (25, SamplingOptions(sparing=Sparing(end=0.6))),
     "guidance in every 2nd step": (25, SamplingOptions(sparing=Sparing(every=2))),
     "guidance in every 4th step": (25, SamplingOptions(sparing=Sparing(every=4))),
+    "deep features in every 2nd step": (25, SamplingOptions(sparing=Sparing(deep_every=2))),
+    "deep features in every 3rd step": (25, SamplingOptions(sparing=Sparing(deep_every=3))),
     "dpm++ 2m, 12 steps, every 2nd guided": (12, SamplingOptions("dpm++ 2m", sparing=Sparing(every=2))),
     "eta 1": (25, SamplingOptions(eta=1.0)),
 }

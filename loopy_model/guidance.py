@@ -30,11 +30,13 @@ class Guidance(NamedTuple):
 
 @dataclass(frozen=True)
 class Sparing:
-    """In which steps guidance is worked out. The default is all, as in the paper; else it is approximate."""
+    """In which steps guidance, and the net's coarser levels, are worked out. The default is all, as in the
+    paper; else it is approximate."""
 
     start: float = 0.0  # share of the steps before guidance begins ...
     end: float = 1.0  # ... and ends; outside, the first branch stands alone (Kynkäänniemi et al. 2024)
     every: int = 1  # steps; in between, what it added to the first branch is added again
+    deep_every: int = 1  # steps in which the coarser levels of the net are computed; in between, they stay
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end <= 1:
@@ -44,6 +46,8 @@ class Sparing:
             )
         if self.every < 1:
             raise ValueError(f"guidance in every {self.every}th step is not possible; choose at least 1.")
+        if self.deep_every < 1:
+            raise ValueError(f"all levels in every {self.deep_every}th step is not possible; choose at least 1.")
 
 
 class Pass(NamedTuple):
@@ -81,25 +85,6 @@ def is_small(config: LoopyConfig, height: int, width: int) -> bool:
     return config.clip.frames * height * width * config.unet.channels[0] <= ONE_BATCH
 
 
-def branch_predictions(
-    model: Loopy,
-    x: Tensor,
-    timestep: int,
-    passes: list[Pass],
-    dtype: torch.dtype = torch.float32,
-    before_call: Callable[[], None] = lambda: None,
-) -> list[tuple[float, Tensor]]:
-    """Weight and prediction (F, C, h, w) of every branch for one clip `x` (1, F, C, h, w); the nets
-    compute in `dtype`."""
-    found = []
-    for weights, conditions in passes:
-        before_call()
-        rows = x.to(dtype).expand(len(weights), -1, -1, -1, -1)
-        t = torch.full((len(weights),), timestep, device=x.device)
-        found += zip(weights, model.denoise(rows, t, conditions).to(x))
-    return found
-
-
 def weighted_sum(branches: list[tuple[float, Tensor]]) -> Tensor:
     """The guided prediction (1, F, C, h, w)."""
     return sum(weight * prediction for weight, prediction in branches)[None]  # the host's numbers: no copy
@@ -123,9 +108,13 @@ class Predictor:
         self.all = guidance_passes(conditions, guidance, in_one_batch)
         self.added: Tensor | None = None  # by guidance to the first branch, when it was last worked out
         self.uses = 0  # of `added` that are left
+        self.step = 0
+        # By number and rows of the pass: the step in which they were made, and the deep features.
+        self.deep: dict[tuple[int, int], tuple[int, Tensor]] = {}
 
     def __call__(self, x: Tensor, timestep: int, progress: float) -> Tensor:
         """`x` (1, F, C, h, w) -> the same shape; `progress` is the share of the steps that are done."""
+        self.step += 1
         if not self.sparing.start <= progress < self.sparing.end:
             return weighted_sum(self._branches(x, timestep, self.first))
         if self.uses:
@@ -138,4 +127,23 @@ class Predictor:
         return guided
 
     def _branches(self, x: Tensor, timestep: int, passes: list[Pass]) -> list[tuple[float, Tensor]]:
-        return branch_predictions(self.model, x, timestep, passes, self.dtype, self.before_call)
+        """Weight and prediction (F, C, h, w) of every branch for `x`; the nets compute in `dtype`."""
+        found = []
+        for number, (weights, conditions) in enumerate(passes):
+            self.before_call()
+            rows = x.to(self.dtype).expand(len(weights), -1, -1, -1, -1)
+            t = torch.full((len(weights),), timestep, device=x.device)
+            found += zip(weights, self._prediction(number, rows, t, conditions).to(x))
+        return found
+
+    def _prediction(self, number: int, rows: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """Of one pass; its deep features serve as many steps as they may."""
+        if self.sparing.deep_every == 1:
+            return self.model.denoise(rows, t, conditions)
+        made, deep = self.deep.get((number, len(rows)), (0, None))
+        if self.step - made >= self.sparing.deep_every:
+            deep = None
+        made = self.step if deep is None else made
+        prediction, deep = self.model.denoise_anew(rows, t, conditions, deep)
+        self.deep[number, len(rows)] = made, deep
+        return prediction

@@ -77,7 +77,14 @@ class Loopy(nn.Module):
 
     def denoise(self, noisy: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
         """Noisy latents (B, F, C, h, w), timesteps (B,) -> the prediction, same shape as `noisy`."""
-        return self.denoising_unet(noisy, timestep, conditions)
+        return self.denoising_unet(noisy, timestep, conditions)[0]
+
+    def denoise_anew(
+        self, noisy: Tensor, timestep: Tensor, conditions: Conditions, deep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """`denoise`, and the deep features it made. Those of an earlier step, given as `deep`, stand in
+        for the same: approximate, and only the finest level is computed (Ma et al. 2024, DeepCache)."""
+        return self.denoising_unet(noisy, timestep, conditions, deep)
 
 
 def motion_features(read: Sequence[Sequence[Tensor] | None], like: Sequence[Tensor]) -> list[Tensor]:

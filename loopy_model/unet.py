@@ -94,11 +94,14 @@ class DownBlock(Block):
         if not last:
             self.downsamplers = nn.ModuleList([Downsample(channels)])
 
-    def forward(self, x: Tensor, temb: Tensor, place: Place, skips: list[Tensor]) -> Tensor:
+    def forward(
+        self, x: Tensor, temb: Tensor, place: Place, skips: list[Tensor], goes_on: bool = True
+    ) -> Tensor:
+        """`goes_on`: to the next coarser level, if there is one."""
         for i in range(len(self.resnets)):
             x = self.layer(i, x, temb, place)
             skips.append(x)
-        if hasattr(self, "downsamplers"):
+        if goes_on and hasattr(self, "downsamplers"):
             x = self.downsamplers[0](x)
             skips.append(x)
         return x
@@ -162,16 +165,23 @@ class UNet(nn.Module):
     def blocks_with_sites(self) -> Iterator[Block]:
         return (block for block in self.blocks() if block.has_sites)
 
-    def trunk(self, x: Tensor, temb: Tensor, place: Place) -> Tensor:
-        """(B, C, h, w) -> (B, channels[0], h, w)."""
+    def trunk(
+        self, x: Tensor, temb: Tensor, place: Place, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) -> (B, channels[0], h, w), and what came up to the finest level from those below it.
+        Given as `deep`, what came up at another step takes its place, and only the finest level runs."""
         x = self.conv_in(x)
         skips = [x]
-        for block in self.down_blocks:
-            x = block(x, temb, place, skips)
-        x = self.mid_block(x, temb, place)
-        for block in self.up_blocks:
-            x = block(x, temb, place, skips)
-        return x
+        finest, *down_blocks = self.down_blocks
+        *up_blocks, last = self.up_blocks
+        x = finest(x, temb, place, skips, goes_on=deep is None)
+        if deep is None:
+            for block in down_blocks:
+                x = block(x, temb, place, skips)
+            deep = self.mid_block(x, temb, place)
+            for block in up_blocks:
+                deep = block(deep, temb, place, skips)
+        return last(deep, temb, place, skips), deep
 
 
 class ReferenceUNet(UNet):
@@ -210,10 +220,13 @@ class DenoisingUNet(UNet):
         for block in self.blocks():
             block.add_conditions(config)
 
-    def forward(self, noisy: Tensor, timestep: Tensor, conditions: Conditions) -> Tensor:
-        """Noisy latents (B, F, C, h, w) at timesteps (B,) -> prediction of the same shape."""
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, conditions: Conditions, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noisy latents (B, F, C, h, w) at timesteps (B,) -> prediction of the same shape, and the deep
+        features (B F, C, h, w); see `trunk` for `deep`."""
         frames = noisy.shape[1]
-        sites = iter(conditions.sites)
+        sites = iter(conditions.sites if deep is None else self._at_finest_level(conditions.sites))
 
         def attend(block: Block, i: int, x: Tensor, site: SiteConditions) -> Tensor:
             x, _ = block.run(block.attentions[i], x, _per_frame(site.reference, frames))
@@ -238,9 +251,15 @@ class DenoisingUNet(UNet):
             heard = len(conditions.motion_latents)  # guidance in one batch: only the first rows hear
             temb = torch.cat([temb[:heard] + conditions.motion_latents, temb[heard:]])
         x = rearrange(noisy, "b f c h w -> (b f) c h w")
-        x = self.trunk(x, rearrange(temb, "b f t -> (b f) t"), after_residual)
+        x, deep = self.trunk(x, rearrange(temb, "b f t -> (b f) t"), after_residual, deep)
         x = self.conv_out(nnf.silu(self.conv_norm_out(x)))
-        return rearrange(x, "(b f) c h w -> b f c h w", f=frames)
+        return rearrange(x, "(b f) c h w -> b f c h w", f=frames), deep
+
+    def _at_finest_level(self, sites: tuple[SiteConditions, ...]) -> tuple[SiteConditions, ...]:
+        """The first on the way down and the last on the way up."""
+        ends = (self.down_blocks[0], self.up_blocks[-1])
+        down, up = (len(block.attentions) if block.has_sites else 0 for block in ends)
+        return sites[:down] + sites[len(sites) - up :]
 
     def site_conditions(
         self,

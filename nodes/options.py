@@ -53,13 +53,27 @@ class LoopySamplingOptions(io.ComfyNode):
                     max=10,
                     tooltip="Works guidance out in every so many steps only; 2 saves a third of the time.",
                 ),
+                io.Int.Input(
+                    "deep_every",
+                    default=1,
+                    min=1,
+                    max=10,
+                    tooltip="Computes the coarser levels of the net in every so many steps only; in between they stay as "
+                    "they were.",
+                ),
             ],
             outputs=[SamplingOptionsType.Output(display_name="options", tooltip="For Loopy Sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, solver: str, eta: float, guidance_start: float, guidance_end: float, guidance_every: int
+        cls,
+        solver: str,
+        eta: float,
+        guidance_start: float,
+        guidance_end: float,
+        guidance_every: int,
+        deep_every: int = 1,
     ) -> io.NodeOutput:
-        sparing = Sparing(guidance_start, guidance_end, guidance_every)
+        sparing = Sparing(guidance_start, guidance_end, guidance_every, deep_every)
         return io.NodeOutput(SamplingOptions(solver, eta, sparing))

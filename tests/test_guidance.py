@@ -237,7 +237,38 @@ def test_without_a_voice_the_first_branch_is_another(
     assert torch.allclose(predict(x, T, 0), three(tiny, x, conditions)[first], atol=1e-5)
 
 
-@pytest.mark.parametrize("values", [(-0.1, 1), (0.5, 0.4), (0, 1.1), (0, 1, 0)])
+# --- deep features in some steps only -------------------------------------------------------------
+
+
+@APART_OR_TOGETHER
+def test_between_refreshes_every_branch_keeps_its_own_deep_features(
+    tiny: Loopy, x: Tensor, conditions: Conditions, together: bool
+) -> None:
+    """At the paper's ratios two branches have the same weight, and must not be taken for each other."""
+    assert Guidance(5.0, 3.0).weights() == (5, -2, -2)
+    predict = Predictor(tiny, conditions, Guidance(5.0, 3.0), together, Sparing(deep_every=2))
+    sites, t = conditions.sites, torch.tensor([T])
+    silent = Conditions(tuple(SiteConditions(site.reference, site.motion) for site in sites))
+    branches = (conditions, silent, Conditions(tuple(SiteConditions() for _ in sites)))
+    other = x + 0.5 * x.roll(1, -1)
+    for noisy, seen in ((x, x), (other, x), (other, other), (x, other)):
+        deep = [tiny.denoise_anew(seen, t, branch, None)[1] for branch in branches]
+        a, b, c = (tiny.denoise_anew(noisy, t, *pair)[0] for pair in zip(branches, deep))
+        assert torch.allclose(predict(noisy, T, 0.5), 5 * (a - b) + 3 * (b - c) + c, atol=1e-4)
+
+
+def test_deep_features_of_a_step_without_guidance_serve_the_branch_alone(
+    tiny: Loopy, x: Tensor, conditions: Conditions
+) -> None:
+    predict = Predictor(tiny, conditions, Guidance(5.0, 3.0), False, Sparing(end=0.5, deep_every=3))
+    other, t = x.roll(1, -1), torch.tensor([T])
+    predict(x, T, 0.4)
+    deep = tiny.denoise_anew(x, t, conditions, None)[1]
+    expected = tiny.denoise_anew(other, t, conditions, deep)[0]
+    assert torch.allclose(predict(other, T, 0.6), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [(-0.1, 1), (0.5, 0.4), (0, 1.1), (0, 1, 0), (0, 1, 1, 0)])
 def test_impossible_intervals_are_refused(values: tuple) -> None:
     with pytest.raises(ValueError, match="not possible; choose"):
         Sparing(*values)

@@ -232,3 +232,22 @@ def test_one_step_of_the_full_width_with_all_conditions() -> None:
     prediction = model.denoise(values["noisy"], torch.tensor([961]), conditions)
     assert prediction.shape == (1, 12, 4, 8, 8)
     assert torch.isfinite(prediction).all() and prediction.std() > 0.01
+
+
+@pytest.mark.parametrize("attention", [(True, False), (True, True), (False, True), (False, False)])
+@torch.no_grad()
+def test_deep_features_of_the_same_step_change_nothing_and_spare_the_coarser_levels(
+    attention: tuple[bool, bool],
+) -> None:
+    config = replace(TINY, unet=replace(TINY.unet, attention=attention))
+    model, values, t = lively(Loopy(config).eval(), 1), inputs(config, size=5), torch.tensor([600])
+    conditions, net = encode(model, values), model.denoising_unet
+    expected, deep = model.denoise_anew(values["noisy"], t, conditions, None)
+    assert torch.equal(expected, model.denoise(values["noisy"], t, conditions))
+    below = [*net.down_blocks[1:], net.mid_block, *net.up_blocks[:-1], *net.down_blocks[0].downsamplers]
+    for parameter in (p for block in below for p in block.parameters()):
+        parameter.fill_(float("nan"))  # whoever computes with these gives it away
+    again, same = model.denoise_anew(values["noisy"], t, conditions, deep)
+    assert torch.equal(again, expected) and same is deep
+    other = model.denoise_anew(values["noisy"], t, conditions, deep.roll(1, -1))[0]
+    assert (other - expected).abs().max() > 1e-4
