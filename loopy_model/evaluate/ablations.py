@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=("ONE", "TWO"),
         help="steps of the two stages that all variants share (1000 2500)",
     )
-    parser.add_argument("--steps", type=int, default=1500, help="steps of each variant's own training (1500)")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of each variant's own training (1000)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     return parser
 
