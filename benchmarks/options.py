@@ -60,9 +60,7 @@ class Made:
 
 def make(pipeline: Pipeline, truth: HeldOut, number: int, steps: int, options: SamplingOptions) -> Made:
     began = time.perf_counter()
-    frames = pipeline(
-        truth.portrait, truth.waveform, SAMPLE_RATE, GUIDANCE, steps, number, options=options
-    )
+    frames = pipeline(truth.portrait, truth.waveform, SAMPLE_RATE, GUIDANCE, steps, number, options=options)
     return Made(frames, time.perf_counter() - began)
 
 

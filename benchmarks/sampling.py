@@ -105,7 +105,8 @@ def clip(bench: Bench) -> dict:
     seconds_of = bench.in_turns({name: work for name, (_, work) in works.items()})
     tflop = count(bench)
     return {
-        name: {"seconds": times * seconds_of[name], "tflop": tflop[name]} for name, (times, _) in works.items()
+        name: {"seconds": times * seconds_of[name], "tflop": tflop[name]}
+        for name, (times, _) in works.items()
     }
 
 

@@ -47,7 +47,9 @@ class Sparing:
         if self.every < 1:
             raise ValueError(f"guidance in every {self.every}th step is not possible; choose at least 1.")
         if self.deep_every < 1:
-            raise ValueError(f"all levels in every {self.deep_every}th step is not possible; choose at least 1.")
+            raise ValueError(
+                f"all levels in every {self.deep_every}th step is not possible; choose at least 1."
+            )
 
 
 class Pass(NamedTuple):

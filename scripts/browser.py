@@ -129,9 +129,7 @@ def open_frontend(base: Path) -> Iterator[Frontend]:
     """The page of the newest host, which keeps its files in `base`."""
     executable = chromium()
     if executable is None:
-        raise SetupError(
-            "No Chromium found; install it (apt-get install chromium) or set CHROMIUM."
-        )
+        raise SetupError("No Chromium found; install it (apt-get install chromium) or set CHROMIUM.")
     host = Host(Path(sys.executable), get_host(NEWEST), base / "comfyui.log", make_base(base))
     with host, open_browser(executable) as page:
         frontend = Frontend(page, host.url)

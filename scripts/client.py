@@ -95,9 +95,7 @@ class Client:
     def request(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """GET, or POST when there is a body; the answer's JSON."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
             with LOCAL.open(request, timeout=60) as response:
                 answer = response.read()
@@ -108,9 +106,7 @@ class Client:
     def object_info(self) -> dict[str, Any]:
         return self.request("/object_info")
 
-    def queue(
-        self, prompt: Prompt, workflow: dict[str, Any] | None = None, previews: str = "none"
-    ) -> Run:
+    def queue(self, prompt: Prompt, workflow: dict[str, Any] | None = None, previews: str = "none") -> Run:
         """Queue a graph; the connection is open before, so that no message is missed.
 
         `workflow` is the graph as the frontend saves it; it is written into the files that are

@@ -206,7 +206,6 @@ def test_branches_in_one_batch_are_the_branches_one_by_one(joint: Loopy) -> None
     given = values(joint)
     made = conditions(joint, given, "portrait", "motion", "voice")
     one, other = (
-        Predictor(joint, made, Guidance(), together)(given["noisy"], 431, 0)
-        for together in (True, False)
+        Predictor(joint, made, Guidance(), together)(given["noisy"], 431, 0) for together in (True, False)
     )
     assert torch.allclose(one, other, atol=1e-4)

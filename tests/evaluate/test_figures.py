@@ -64,7 +64,9 @@ def test_figures_are_stored_part_by_part_and_shown_again(
 
 def test_what_is_stored_has_every_figure_of_the_documents() -> None:
     known = figures.stored()
-    assert {"lip_sync", "glo_by_level", "exp_by_level", "continuation", "rhythm", "drift"} <= known["puppet"].keys()
+    assert {"lip_sync", "glo_by_level", "exp_by_level", "continuation", "rhythm", "drift"} <= known[
+        "puppet"
+    ].keys()
     assert list(known["ablations"]) == list(VARIANTS)
     assert all(list(row) == list(COLUMNS) for row in known["ablations"].values())
 

@@ -31,7 +31,14 @@ INPUTS = {
     ],
     "LoopyVideoCombine": ["images", "fps", "filename_prefix", "audio"],
     "LoopyLatentsToVideo": ["latents", "vae", "fps", "filename_prefix", "audio"],
-    "LoopySamplingOptions": ["solver", "eta", "guidance_start", "guidance_end", "guidance_every", "deep_every"],
+    "LoopySamplingOptions": [
+        "solver",
+        "eta",
+        "guidance_start",
+        "guidance_end",
+        "guidance_every",
+        "deep_every",
+    ],
 }
 OUTPUTS = {
     "LoopyLoadModel": ["LOOPY_MODEL", "AUDIO_ENCODER", "VAE"],
@@ -273,7 +280,8 @@ def test_sampling_options_as_they_come_change_nothing(host: Host, client: Client
 
 
 @pytest.mark.parametrize(
-    "values", [{"solver": "dpm++ 2m"}, {"eta": 1.0}, {"guidance_end": 0.5}, {"guidance_every": 2}, {"deep_every": 2}]
+    "values",
+    [{"solver": "dpm++ 2m"}, {"eta": 1.0}, {"guidance_end": 0.5}, {"guidance_every": 2}, {"deep_every": 2}],
 )
 def test_every_sampling_option_runs(client: Client, values: dict) -> None:
     assert client.run(with_options(short_start(seed=10), **values))

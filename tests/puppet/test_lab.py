@@ -321,7 +321,7 @@ def test_rhythms_differ_by_person() -> None:
 
 def test_nods_and_brows_follow_the_voice_by_more_or_less() -> None:
     """The same words, said again and again: how far head and brows go with them changes, and each on its own."""
-    word = np.exp(-np.linspace(-3, 3, 50) ** 2)  # two seconds
+    word = np.exp(-(np.linspace(-3, 3, 50) ** 2))  # two seconds
     visemes = np.stack([np.tile(word, 40), np.full(2000, 0.5)], 1).astype(np.float32)
     motion = draw_motion(random.Random("lively"), visemes)
     nods, rises = (np.log(np.ptp(motion[:, c].reshape(40, 50), axis=1)) for c in (HEAD_Y, BROW))

@@ -165,7 +165,9 @@ def test_noise_on_motion_frames_is_each_samples_own_and_leaves_empty_ones_empty(
         (one, _), (other, _) = clean[place], noisy[place]
         added = other.motion - one.motion
         assert not added[~one.present].any()
-        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("clip", "reference", "windows"))
+        assert all(
+            torch.equal(getattr(one, name), getattr(other, name)) for name in ("clip", "reference", "windows")
+        )
         if one.present.all():
             amounts.append(added.std().item())
     assert torch.equal(noisy[Place(3, 7)][0].motion, noisy[Place(3, 7)][0].motion)
