@@ -66,7 +66,7 @@ def test_last_clip_looks_like_the_first(pieces: dict[str, dict], asked: Namespac
         assert flat_noise(last) < flat_noise(first) + 0.005
 
 
-@pytest.mark.parametrize("number, tempo", [(0, 5.0), (2, 2.0)])
+@pytest.mark.parametrize("number, tempo", [(0, 5.0), (1, 2.0)])
 def test_a_person_goes_on_in_the_own_tempo(pipeline: Pipeline, number: int, tempo: float) -> None:
     """12 s after 5 s of truth; without guidance, three times as fast."""
     truth = held_out(FIRST_LONG + number, PAST + 12 * 25, PUPPET.image_size, drawn=PAST)

@@ -36,7 +36,7 @@ METER = "meter.safetensors"  # the last thing that a laboratory gets
 SIZE = 64  # 4x4 latent cells train 2.5 times as fast as 8x8; only differences between models count here
 STAGE_ONE, STAGE_TWO, STAGE_THREE, _ = RECIPES["puppet"].stages
 # One branch (both ratios 1): guidance would hide what a model has learnt, at three times the cost.
-SETTINGS = "--faces 8 --seconds 3 --long-faces 4 --long-seconds 60 --level-faces 0 --steps 12 --audio-ratio 1 --ref-ratio 1"
+SETTINGS = "--faces 8 --seconds 3 --long-faces 2 --long-seconds 60 --level-faces 0 --steps 12 --audio-ratio 1 --ref-ratio 1"
 LOSS_SAMPLES = 192  # windows of the held-out clips, each with its own noise and timestep
 # Timesteps as in the variants' own training: below some 900 the noisy clip shows by itself what the past would tell.
 LOSS_STAGE = replace(STAGE_THREE, face_weight=1.0, motion_noise=0.0)

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each face's video (4)")
     parser.add_argument("--long-faces", type=int, default=4, help="long videos after 5 s of truth (4)")
     parser.add_argument("--long-seconds", type=float, default=60.0, help="length of the long videos (60)")
-    parser.add_argument("--level-faces", type=int, default=4, help="faces for each of the levels (4)")
+    parser.add_argument("--level-faces", type=int, default=8, help="faces for each of the levels (8)")
     parser.add_argument("--level-seconds", type=float, default=2.0, help="length of the levels' videos (2)")
     parser.add_argument(
         "--only",
