@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from loopy_model.config import SAMPLE_RATE
+from loopy_model.config import PUPPET_RATIOS, SAMPLE_RATE
 from loopy_model.evaluate.held_out import (
     HeldOut,
     correlation,
@@ -33,7 +33,7 @@ from loopy_model.sampling import SamplingOptions
 
 from .sampling import rows_of
 
-GUIDANCE = Guidance(3.0, 1.5)  # as the bundled model is measured
+GUIDANCE = Guidance(*PUPPET_RATIOS)
 CHOICES = {
     "exact: ddim, 25 steps": (25, SamplingOptions()),
     "ddim, 12 steps": (12, SamplingOptions()),

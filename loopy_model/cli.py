@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from .config import PUPPET_RATIOS
 from .pipeline import BUNDLED
 from .solvers import SOLVERS
 
@@ -29,8 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
-    parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
-    parser.add_argument("--ref-ratio", type=float, default=1.5, help="guidance of the portrait (1.5)")
+    parser.add_argument(
+        "--audio-ratio", type=float, default=PUPPET_RATIOS[0], help="guidance of the voice (1.5)"
+    )
+    parser.add_argument(
+        "--ref-ratio", type=float, default=PUPPET_RATIOS[1], help="guidance of the portrait (1.5)"
+    )
     parser.add_argument("--solver", choices=SOLVERS, default="ddim", help="dpm++ 2m needs fewer steps (ddim)")
     parser.add_argument(
         "--eta", type=float, default=0.0, help="of ddim: fresh noise in every step, 0 to 1 (0)"

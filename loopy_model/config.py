@@ -233,6 +233,10 @@ PUPPET = LoopyConfig(
 )
 """The bundled model: the same classes, small enough to be trained and run on two CPU cores."""
 
+PUPPET_RATIOS = (1.5, 1.5)
+"""Audio and reference ratio that it is shown and measured with. Where both are equal e_ref has no weight, and a
+step runs two branches."""
+
 TINY = replace(
     PUPPET,
     image_size=32,

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("espeakng_loader")
 
-from loopy_model.config import PUPPET, SAMPLE_RATE
+from loopy_model.config import PUPPET, PUPPET_RATIOS, SAMPLE_RATE
 from loopy_model.evaluate.held_out import flat_noise, held_out, load_meter, measure
 from loopy_model.evaluate.puppet import BLINK, FIRST_LONG, HEAD, PAST, Evaluation, build_parser
 from loopy_model.evaluate.puppet_report import summarise
@@ -18,7 +18,7 @@ from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.puppet.motion import MOTION
 from loopy_model.video import read_video
 
-GUIDANCE = Guidance(3.0, 1.5)
+GUIDANCE = Guidance(*PUPPET_RATIOS)
 
 
 @pytest.fixture(scope="module")

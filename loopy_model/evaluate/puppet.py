@@ -19,7 +19,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..config import PUPPET, SAMPLE_RATE
+from ..config import PUPPET, PUPPET_RATIOS, SAMPLE_RATE
 from ..guidance import Guidance
 from ..pipeline import BUNDLED, Pipeline
 from ..prepare.records import write_whole
@@ -76,8 +76,12 @@ def build_parser() -> argparse.ArgumentParser:
         "long-02, ...), so that several processes can share the work",
     )
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
-    parser.add_argument("--audio-ratio", type=float, default=3.0, help="guidance of the voice (3)")
-    parser.add_argument("--ref-ratio", type=float, default=1.5, help="guidance of the portrait (1.5)")
+    parser.add_argument(
+        "--audio-ratio", type=float, default=PUPPET_RATIOS[0], help="guidance of the voice (1.5)"
+    )
+    parser.add_argument(
+        "--ref-ratio", type=float, default=PUPPET_RATIOS[1], help="guidance of the portrait (1.5)"
+    )
     return parser
 
 
