@@ -132,8 +132,8 @@ class AudioConfig:
     latent_embeddings: int = 128  # audio-to-latents: learnable keys and values
     latent_width: int = 256  # audio-to-latents: attention width
     to_latents: bool = True  # False: the cross-attention alone hears (table 3, "w/o A2L")
-    # log10 of Glo and Exp (appendix B) at "calm" and "lively": what nearly all training clips lie
-    # between; the Audio-to-Latents node maps its level 0..1 onto them.
+    # log10 of Glo and Exp (appendix B) at "calm" and "lively": from what shows in the pictures to the
+    # most of the training clips; the Audio-to-Latents node maps its level 0..1 onto them.
     movement_range: tuple[float, float] = (-2.0, 0.0)
     expression_range: tuple[float, float] = (-3.5, -1.0)
 
@@ -219,8 +219,8 @@ PUPPET = LoopyConfig(
         tokens=5,
         token_width=128,
         latent_width=64,
-        movement_range=(-2.2, 0.2),
-        expression_range=(-3.8, -1.8),
+        movement_range=(-2.6, 0.3),
+        expression_range=(-3.4, -1.8),
     ),
     # The clean picture instead of the paper's epsilon: a net of this width cannot carry the noise of
     # 32 channels. Zero terminal SNR keeps the colours of the first clip from drifting.

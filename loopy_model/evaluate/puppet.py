@@ -44,6 +44,7 @@ from .rhythm import blink_interval, sway_period
 
 VERSION = 3  # of the pieces; raise it when a measurement changes
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+LEVEL_AUDIO_RATIO = 3.0  # at which a wanted level outweighs what the past makes likely
 SOURCES = ("head movement", "expression")
 OPEN, WIDTH, BLINK, HEAD = (MOTION.index(name) for name in ("open", "width", "blink", "head_x"))
 PAST = PUPPET.clip.motion_span  # frames of truth before a video goes on: 5 s, whatever the model looks at
@@ -182,7 +183,8 @@ class Evaluation:
     def at_level(self, source: str, level: float, number: int) -> dict:
         """Glo and Exp of what is made for a wanted level."""
         truth = held_out(number, round(self.args.level_seconds * self.clip.fps), self.size)
-        made = self._generate(truth, number, level=(source, level))
+        guidance = Guidance(LEVEL_AUDIO_RATIO, self.args.ref_ratio)
+        made = self._generate(truth, number, guidance, level=(source, level))
         return self._movement(truth, made, truth.motion)
 
     def talk_long(self, number: int) -> dict:
@@ -215,8 +217,10 @@ class Evaluation:
 
     # --- tools ---------------------------------------------------------------------------
 
-    def _generate(self, truth: HeldOut, seed: int, **conditions: object) -> Tensor:
-        guidance = Guidance(self.args.audio_ratio, self.args.ref_ratio)
+    def _generate(
+        self, truth: HeldOut, seed: int, guidance: Guidance | None = None, **conditions: object
+    ) -> Tensor:
+        guidance = guidance or Guidance(self.args.audio_ratio, self.args.ref_ratio)
         return self.pipeline(
             truth.portrait, truth.waveform, SAMPLE_RATE, guidance, self.args.steps, seed, **conditions
         )
