@@ -78,6 +78,15 @@ def test_a_person_goes_on_in_the_own_tempo(pipeline: Pipeline, number: int, temp
         assert measured == pytest.approx(tempo, rel=0.2)
 
 
+@pytest.mark.parametrize("source, measured", [("head movement", "glo"), ("expression", "exp")])
+def test_a_higher_level_moves_more(asked: Namespace, source: str, measured: str) -> None:
+    """Two faces, 2 s each; docs/puppet.md has five levels of eight faces."""
+    evaluation = Evaluation(asked)
+    levels = ([evaluation.at_level(source, level, n)[measured] for n in range(2)] for level in (0.0, 0.5, 1.0))
+    low, middle, high = (sum(values) for values in levels)
+    assert 3 * low < middle < high
+
+
 def test_silence_keeps_the_mouth_closed(pipeline: Pipeline) -> None:
     portrait = held_out(0, 12, PUPPET.image_size).portrait
     frames = pipeline(portrait, torch.zeros(1, 16_000), 16_000, GUIDANCE, steps=12)
