@@ -66,12 +66,12 @@ def test_last_clip_looks_like_the_first(pieces: dict[str, dict], asked: Namespac
         assert flat_noise(last) < flat_noise(first) + 0.005
 
 
-@pytest.mark.parametrize("number, tempo", [(0, 5.0), (1, 2.0)])
+@pytest.mark.parametrize("number, tempo", [(1, 2.0), (2, 5.0)])
 def test_a_person_goes_on_in_the_own_tempo(pipeline: Pipeline, number: int, tempo: float) -> None:
-    """12 s after 5 s of truth; without guidance, three times as fast."""
-    truth = held_out(FIRST_LONG + number, PAST + 12 * 25, PUPPET.image_size, drawn=PAST)
+    """15 s after 5 s of truth, in few steps."""
+    truth = held_out(FIRST_LONG + number, PAST + 15 * 25, PUPPET.image_size, drawn=PAST)
     frames = pipeline(
-        truth.portrait, truth.waveform, SAMPLE_RATE, Guidance(1, 1), seed=number, past=truth.frames
+        truth.portrait, truth.waveform, SAMPLE_RATE, GUIDANCE, steps=8, seed=number, past=truth.frames
     )
     read = measure(load_meter(), frames).numpy()
     for measured in (blink_interval(read[:, BLINK], 25), sway_period(read[:, HEAD], 25)):
