@@ -101,7 +101,8 @@ class LoopyAudioToLatents(io.ComfyNode):
                     max=1.5,
                     step=0.05,
                     tooltip="Amount of head movement or expression: 0 calm, 1 lively as the liveliest training "
-                    "clips. Not used when the source is audio.",
+                    "clips. Not used when the source is audio. A higher audio_ratio in Loopy Sampler follows it more "
+                    "strictly.",
                 ),
             ],
             outputs=[
