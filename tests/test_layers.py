@@ -98,3 +98,24 @@ def test_a_feed_forward_in_blocks_of_rows_computes_the_same(
         by_hand = net.net[2](value * gate * (1 + torch.erf(gate / 2**0.5)) / 2)
         assert torch.allclose(net(x), by_hand, atol=1e-12)
     assert torch.allclose(net(x), by_hand, atol=1e-12)  # with gradients, in one
+
+
+@pytest.mark.parametrize("with_extra", [0, 3, 5])
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_attention_a_few_rows_at_a_time_computes_the_same(
+    layer: Attention,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    with_extra: int,
+    at_once: int,
+) -> None:
+    """Also where a part has rows with `extra` keys and rows without; one of them is masked out."""
+    x, other = tokens(5, 3, generator), tokens(5, 4, generator)[:with_extra]
+    keep = torch.tensor([True, False, True, True, True])[:with_extra]
+    extra = layer.keys_values(other)._replace(keep=keep) if with_extra else None
+    monkeypatch.setattr(layers, "CACHED_VALUES", at_once * 8 * (7 if with_extra else 3))
+    with torch.no_grad():
+        out = layer(x, layer.keys_values(x), extra)
+    for row in range(5):
+        seen = other[row] if row < with_extra and keep[row] else other[:0].reshape(0, 8)
+        assert torch.allclose(out[row], textbook(layer, x[row], seen), atol=1e-12)
