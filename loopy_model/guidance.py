@@ -142,10 +142,9 @@ class Predictor:
         """Of one pass; its deep features serve as many steps as they may."""
         if self.sparing.deep_every == 1:
             return self.model.denoise(rows, t, conditions)
-        made, deep = self.deep.get((number, len(rows)), (0, None))
+        made, deep = self.deep.get((number, len(rows)), (self.step, None))
         if self.step - made >= self.sparing.deep_every:
-            deep = None
-        made = self.step if deep is None else made
+            made, deep = self.step, None
         prediction, deep = self.model.denoise_anew(rows, t, conditions, deep)
         self.deep[number, len(rows)] = made, deep
         return prediction

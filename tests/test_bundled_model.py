@@ -82,7 +82,9 @@ def test_a_person_goes_on_in_the_own_tempo(pipeline: Pipeline, number: int, temp
 def test_a_higher_level_moves_more(asked: Namespace, source: str, measured: str) -> None:
     """Two faces, 2 s each; docs/puppet.md has five levels of eight faces."""
     evaluation = Evaluation(asked)
-    levels = ([evaluation.at_level(source, level, n)[measured] for n in range(2)] for level in (0.0, 0.5, 1.0))
+    levels = (
+        [evaluation.at_level(source, level, n)[measured] for n in range(2)] for level in (0.0, 0.5, 1.0)
+    )
     low, middle, high = (sum(values) for values in levels)
     assert 3 * low < middle < high
 

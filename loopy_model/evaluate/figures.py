@@ -98,7 +98,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         everything = json.dumps(stored() | figures, indent=1)
         write_whole(STORED, lambda path: path.write_text(everything + "\n"))
     print("\n".join(shown(figures)))
-
-
-if __name__ == "__main__":
-    main()

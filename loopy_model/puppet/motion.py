@@ -56,6 +56,7 @@ def _energy(visemes: np.ndarray, spread: float) -> np.ndarray:
 
 
 def _liveliness(draws: np.random.Generator, frames: int) -> np.ndarray:
+    """(frames,) within `LIVELINESS`: smooth noise, its rank among normal numbers on a scale of ratios."""
     noise = gaussian_filter1d(draws.standard_normal(frames + 8 * LIVELY_FRAMES), LIVELY_FRAMES)
     noise = noise[4 * LIVELY_FRAMES :][:frames] * np.sqrt(2 * LIVELY_FRAMES * np.sqrt(np.pi))  # of variance 1
     low, high = np.log(LIVELINESS)

@@ -28,9 +28,7 @@ class Stage:
     )
 
     face_weight: float = 1.0  # of the squared error where eyes and mouth are; 1: as everywhere, the paper's
-    motion_noise: float = (
-        0.0  # most noise on motion frames, in standard deviations of latents; the paper's is 0
-    )
+    motion_noise: float = 0.0  # most noise on motion frames, in the latents' deviations; the paper's is 0
 
     def __post_init__(self) -> None:
         if not self.face_weight > 0:
