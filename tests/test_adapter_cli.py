@@ -10,6 +10,7 @@ from loopy_model.adapter import NotAnAdapter, save_adapter
 from loopy_model.cli import generate
 from loopy_model.config import PUPPET, TINY, LoopyConfig
 from loopy_model.pipeline import BUNDLED, Pipeline
+from loopy_model.video import read_video
 from loopy_model.weights import ModelCard
 
 PORTRAIT = BUNDLED.parents[1] / "portraits" / "mina.png"
@@ -54,8 +55,10 @@ def test_command_makes_another_video_with_an_adapter(tmp_path: Path, voice: Path
         video = tmp_path / f"{strength}.mp4"
         chosen = ["--adapter", str(adapter), "--adapter-strength", strength] if strength else []
         generate([str(PORTRAIT), str(voice), str(video), "--steps", "1", *chosen])
-        videos[strength] = video.read_bytes()
-    assert videos["0"] == videos[None] != videos["-1"]
+        videos[strength] = read_video(video)[0]
+    none, zero, other = (videos[strength] for strength in videos)
+    # x264 adds up to 0.003 of its own, and with AVX-512 not the same twice
+    assert (zero - none).abs().mean() < 0.005 < 0.01 < (other - none).abs().mean()
 
 
 @pytest.mark.parametrize("name", ["gone.safetensors", "loopy-puppet.safetensors"])
