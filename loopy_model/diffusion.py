@@ -18,6 +18,7 @@ class NoiseSchedule:
         self.config = config
         self.alphas = _alphas_cumprod(config)  # (train_steps,)
         self.final_alpha = self.alphas.new_ones(()) if config.final_alpha_one else self.alphas[0]
+        self._with_final = torch.cat([self.alphas, self.final_alpha[None]])  # index -1 is the picture
 
     def timesteps(self, steps: int) -> list[int]:
         """Timesteps from noise to picture (Lin et al. 2024, table 2, names the three spacings)."""
@@ -36,7 +37,7 @@ class NoiseSchedule:
         return self.alphas[timestep] if timestep >= 0 else self.final_alpha
 
     def add_noise(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        signal, sigma = self._weights(timestep, x0)
+        signal, sigma = self.weights(timestep, x0)
         return signal * x0 + sigma * noise
 
     def target(self, x0: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class NoiseSchedule:
             return noise
         if self.config.prediction == "sample":
             return x0
-        signal, sigma = self._weights(timestep, x0)
+        signal, sigma = self.weights(timestep, x0)
         return signal * noise - sigma * x0
 
     def loss_weight(self, timestep: Tensor) -> Tensor:
@@ -58,18 +59,18 @@ class NoiseSchedule:
         alpha = self.alphas.to(timestep.device)[timestep]
         return (1 / (1 - alpha)).clamp(max=LARGEST_WEIGHT).float()
 
-    def split(self, x: Tensor, prediction: Tensor, timestep: int) -> tuple[Tensor, Tensor]:
-        """Noisy latents and the net's prediction -> (x0, eps)."""
-        signal, sigma = (w.to(x) for w in signal_and_sigma(self.alphas[timestep]))
+    def split(self, x: Tensor, prediction: Tensor, timestep: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy latents and the net's prediction -> (x0, eps). `timestep` is one for all, or (B,)."""
+        signal, sigma = self.weights(torch.as_tensor(timestep), x)
         if self.config.prediction == "epsilon":
             return (x - sigma * prediction) / signal, prediction
         if self.config.prediction == "sample":
             return prediction, (x - signal * prediction) / sigma
         return signal * x - sigma * prediction, signal * prediction + sigma * x
 
-    def _weights(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample weights, shaped to broadcast over (B, ...)."""
-        alpha = self.alphas.to(timestep.device)[timestep].reshape(-1, *[1] * (like.ndim - 1))
+    def weights(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and sigma per sample, shaped to broadcast over (B, ...); timestep -1 is the picture itself."""
+        alpha = self._with_final.to(timestep.device)[timestep].reshape(-1, *[1] * (like.ndim - 1))
         signal, sigma = signal_and_sigma(alpha)
         return signal.to(like), sigma.to(like)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..guidance import Guidance
 from ..model import Loopy
 from ..prepare.encoded import FOLDER, BadClip, read_metadata
 from ..weights import (
@@ -20,6 +21,7 @@ from ..weights import (
     read_header,
 )
 from .data import PreparedClips
+from .distill import Distillation
 from .export import export
 from .loop import Settings, Trainer
 from .plan import describe, lacking, measured
@@ -49,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     what("--low-rank", type=int, help="rank of the adapters on the spatial layers; 0 trains everything")
     what("--optimizer", choices=("adamw", "adamw8bit"), help="adamw8bit needs bitsandbytes")
     what("--seed", type=int, help="of all draws and new weights")
+    few = parser.add_argument_group("few-step distillation (recipe distill)").add_argument
+    few("--student-steps", type=int, metavar="STEPS", help="in which the result samples (4)")
+    few("--guidance", type=float, nargs=2, metavar=("AUDIO", "REF"), help="ratios of the teacher (3 1.5)")
     how = parser.add_argument_group("how to carry it out").add_argument
     how(
         "--device",
@@ -94,7 +99,17 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
             )
         stages = [replace(stage, **{name: value}) for stage, value in zip(stages, values)]
     given = {name: getattr(args, name) for name in ("low_rank", "optimizer", "seed")}
+    given["distillation"] = chosen_distillation(args, recipe)
     return replace(recipe, stages=tuple(stages), **{k: v for k, v in given.items() if v is not None})
+
+
+def chosen_distillation(args: argparse.Namespace, recipe: Recipe) -> Distillation | None:
+    ratios = args.guidance or (None, None)
+    given = {"steps": args.student_steps, "audio_ratio": ratios[0], "ref_ratio": ratios[1]}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and recipe.distillation is None:
+        raise ValueError(f"recipe {recipe.name} does not distil; leave --student-steps and --guidance out.")
+    return recipe.distillation and replace(recipe.distillation, **given)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -109,7 +124,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def with_base(recipe: Recipe, base: Path | None) -> tuple[Recipe, dict[str, torch.Tensor] | None]:
     """The recipe with the sizes of the base model, and the base's weights in float32."""
     if base is None:
-        if recipe.config is None or recipe.low_rank:
+        if recipe.config is None or recipe.low_rank or recipe.distillation:
             raise ValueError(f"recipe {recipe.name} trains on top of a model; give it with --base.")
         return recipe, None
     header = read_header(base)
@@ -124,7 +139,9 @@ def with_base(recipe: Recipe, base: Path | None) -> tuple[Recipe, dict[str, torc
     return replace(recipe, config=header.config), weights
 
 
-def make_preview(args: argparse.Namespace, test: PreparedClips) -> Preview | None:
+def make_preview(
+    args: argparse.Namespace, test: PreparedClips, distillation: Distillation | None
+) -> Preview | None:
     """None when none is wanted, or there is no VAE to show anything with."""
     from ..prepare.encoders import load_vae
 
@@ -142,7 +159,8 @@ def make_preview(args: argparse.Namespace, test: PreparedClips) -> Preview | Non
             )
             return None
     vae = load_vae(path, args.device) if _is_main() else None
-    return Preview(test, vae, mouth_reader(args.lips), device=args.device)
+    few = {} if distillation is None else {"steps": distillation.steps, "guidance": Guidance(1.0, 1.0)}
+    return Preview(test, vae, mouth_reader(args.lips), device=args.device, **few)
 
 
 def _is_main() -> bool:
@@ -166,7 +184,9 @@ def run(args: argparse.Namespace) -> None:
         train.pool(stage), test.pool(stage)
     if args.dry_run:
         return dry_run(args, recipe, train, test, settings, base)
-    trainer = Trainer(recipe, args.run_dir, train, test, settings, base, make_preview(args, test))
+    trainer = Trainer(
+        recipe, args.run_dir, train, test, settings, base, make_preview(args, test, recipe.distillation)
+    )
     trainer.run()
     path = export(trainer, args.base)
     if path is not None:

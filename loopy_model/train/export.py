@@ -30,11 +30,14 @@ def export(trainer: Trainer, base: Path | None) -> Path | None:
     if not trainer.is_main:
         return None
     below = read_header(base).card if base else None
+    limits = "Only as good as those clips. Trained by this project's own entry point; ByteDance released no weights."
+    if recipe.distillation:
+        limits = f"{recipe.distillation.advice} {limits}"
     card = ModelCard(
         name=f"{below.name}, fine-tuned" if below else recipe.name,
         trained_on=f"{len(trainer.train.clips)} prepared clips, recipe {recipe.name}"
         + (f", on top of {below.name}: {below.trained_on}" if below else ""),
-        limits="Only as good as those clips. Trained by this project's own entry point; ByteDance released no weights.",
+        limits=limits,
         licence=f"that of the base model: {below.licence}" if below else "as chosen by whoever trained it",
     )
     if recipe.low_rank:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..model import Loopy
 from ..prepare.encoded import BadClip
 from .data import Place, PreparedClips, Samples, Schedule, collate, load, to
+from .distill import DistillationObjective
 from .lora import add_low_rank, store_frozen_layers
 from .objective import Batch, Draws, Objective
 from .record import Record, mean_per_condition, validation_conditions, with_condition
@@ -76,15 +77,16 @@ class Trainer:
         self.model = Loopy(train.config)
         if base is not None:
             self.model.load_state_dict(base)
-        # Its frozen weights are not in the state.
-        self.base = fingerprint(base) if base is not None and recipe.low_rank else None
+        # Frozen weights and teachers are not in the state.
+        rests_on_base = recipe.low_rank or recipe.distillation
+        self.base = fingerprint(base) if base is not None and rests_on_base else None
         if recipe.low_rank:
             add_low_rank(self.model, recipe.low_rank)
             store_frozen_layers(self.model, PRECISIONS[settings.mixed_precision])
         for net in (self.model.reference_unet, self.model.denoising_unet):
             for block in net.blocks():
                 block.checkpointing = settings.checkpointing
-        self.objective = Objective(self.model)
+        self.objective = self._make_objective(base)
         self.wrapped = self._spread(self.objective)
         self.average = Average(self.objective, recipe.ema_decay)
         if self.is_main:
@@ -332,6 +334,14 @@ class Trainer:
             )
         if begun["base"] != now["base"]:
             raise ValueError(f"{self.run_dir} was begun on another base model; {START_ANEW}.")
+
+    def _make_objective(self, base: dict[str, Tensor] | None) -> Objective:
+        if self.recipe.distillation is None:
+            return Objective(self.model)
+        teacher = Loopy(self.train.config)
+        teacher.load_state_dict(base)
+        teacher.to(self.device, PRECISIONS[self.settings.mixed_precision])
+        return DistillationObjective(self.model, teacher, self.recipe.distillation)
 
     def _spread(self, objective: Objective) -> nn.Module:
         """The objective on this process's device, wrapped for several processes."""

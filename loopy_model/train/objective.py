@@ -95,24 +95,32 @@ class Objective(nn.Module):
 def loss_per_sample(
     model: Loopy, schedule: NoiseSchedule, batch: Batch, draws: Draws, spatial_only: bool
 ) -> Tensor:
-    """Mean squared error of the prediction (eq. 1), (B,), in cells weighted by `batch.weight`."""
+    """Mean squared error of the prediction (eq. 1), (B,)."""
     noisy = schedule.add_noise(batch.clip, draws.noise, draws.timestep)
-    encode = _encode_reference if spatial_only else _encode_all
+    encode = encode_reference if spatial_only else encode_all
     prediction = model.denoise(noisy, draws.timestep, encode(model, batch, draws))
-    squares = (prediction - schedule.target(batch.clip, draws.noise, draws.timestep)).square()
+    target = schedule.target(batch.clip, draws.noise, draws.timestep)
+    return weighted_error(schedule, prediction, target, batch, draws.timestep)
+
+
+def weighted_error(
+    schedule: NoiseSchedule, prediction: Tensor, target: Tensor, batch: Batch, timestep: Tensor
+) -> Tensor:
+    """Mean squared error per sample (B,), by timestep as the schedule says, in cells by `batch.weight`."""
+    squares = (prediction - target).square()
     if batch.weight is not None:
         squares = rearrange(batch.weight, "b h w -> b 1 1 h w") * squares
-    return schedule.loss_weight(draws.timestep).to(squares) * squares.mean((1, 2, 3, 4))
+    return schedule.loss_weight(timestep).to(squares) * squares.mean((1, 2, 3, 4))
 
 
-def _encode_reference(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
+def encode_reference(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
     """Stage one: the portrait alone."""
     reference = [site.normed for site in model.read(batch.reference)]
     sites = model.denoising_unet.site_conditions(reference, None, None, draws.keep_reference)
     return Conditions(sites, spatial_only=True)
 
 
-def _encode_all(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
+def encode_all(model: Loopy, batch: Batch, draws: Draws) -> Conditions:
     """Stage two. Only motion frames that are kept, and looked at, pass through the reference net."""
     clips, kept = len(batch.clip), draws.keep_motion & model.config.unet.sees_motion_frames
     seen = model.read(torch.cat([batch.reference, rearrange(batch.motion[kept], "k m c h w -> (k m) c h w")]))

@@ -19,6 +19,7 @@ from ..config import LoopyConfig
 from ..layers import Attention
 from ..model import Loopy
 from .data import PreparedClips
+from .distill import Distillation, DistillationObjective
 from .loop import Trainer
 from .lora import add_low_rank
 from .objective import Batch, Draws, Objective
@@ -93,8 +94,8 @@ def part_of(parameter: str) -> str:
 
 def _stage(stage: Stage, recipe: Recipe, config: LoopyConfig, model: Loopy, piece: int) -> list[str]:
     unit = "single frames" if stage.spatial_only else f"{config.clip.frames}-frame clips"
-    cost = cost_of(config, stage, recipe.low_rank)
-    slim = cost_of(config, stage, recipe.low_rank, checkpointing=True)
+    cost = cost_of(config, stage, recipe.low_rank, False, recipe.distillation)
+    slim = cost_of(config, stage, recipe.low_rank, True, recipe.distillation)
     fixed = fixed_memory(model, recipe)
     return [
         f"stage {stage.name}: {stage.steps} steps of {stage.batch} {unit} = {stage.steps * stage.batch:,} samples, "
@@ -108,17 +109,26 @@ def _stage(stage: Stage, recipe: Recipe, config: LoopyConfig, model: Loopy, piec
 
 
 def fixed_memory(model: Loopy, recipe: Recipe) -> int:
-    """Bytes that do not depend on the batch: weights, and per trained weight its gradient, two
-    moments and its average."""
+    """Bytes that do not depend on the batch: weights, those of a teacher too, and per trained weight its
+    gradient, two moments and its average."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = 2 if recipe.optimizer == "adamw8bit" else 8
-    return 4 * sum(p.numel() for p in model.parameters()) + trained * (4 + moments + 4)
+    models = 2 if recipe.distillation else 1
+    return models * 4 * sum(p.numel() for p in model.parameters()) + trained * (4 + moments + 4)
 
 
-def cost_of(config: LoopyConfig, stage: Stage, low_rank: int = 0, checkpointing: bool = False) -> Cost:
+def cost_of(
+    config: LoopyConfig,
+    stage: Stage,
+    low_rank: int = 0,
+    checkpointing: bool = False,
+    distillation: Distillation | None = None,
+) -> Cost:
     """Counted on shapes alone; nothing is dropped, which is the dearest case."""
     model = skeleton(config, low_rank, checkpointing)
-    objective = Objective(model)
+    objective = (
+        DistillationObjective(model, skeleton(config), distillation) if distillation else Objective(model)
+    )
     with FlopCounterMode(display=False) as counter:
         objective(*_shapes(config, stage, 1), stage.spatial_only).sum().backward()
     return Cost(counter.get_total_flops(), _kept(objective, config, stage))
@@ -193,7 +203,8 @@ def lacking(recipe: Recipe, config: LoopyConfig, device: str, piece: dict, check
     """A sentence when the run cannot fit this machine, so that nothing has to fail to show it."""
     fixed = fixed_memory(skeleton(config, recipe.low_rank), recipe)
     kept = max(
-        piece[stage.name] * cost_of(config, stage, recipe.low_rank, checkpointing).activations
+        piece[stage.name]
+        * cost_of(config, stage, recipe.low_rank, checkpointing, recipe.distillation).activations
         for stage in recipe.stages
     )
     there = torch.cuda.mem_get_info()[0] if device == "cuda" else _free_memory()

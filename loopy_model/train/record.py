@@ -94,7 +94,12 @@ def with_condition(draws: Draws, name: str) -> Draws:
 
 
 def validation_conditions(stage: Stage) -> tuple[str, ...]:
-    return ("all", "no reference") + (() if stage.spatial_only else ("no audio", "no motion frames"))
+    """All given, and what the stage trains without."""
+    dropping = stage.dropping
+    names = {"no reference": dropping.reference}
+    if not stage.spatial_only:
+        names |= {"no audio": dropping.audio, "no motion frames": dropping.motion}
+    return ("all", *(name for name, rate in names.items() if rate))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

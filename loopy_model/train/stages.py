@@ -1,4 +1,4 @@
-"""What to train and how, as data: the paper's two stages (3.4), the puppet's four, and fine-tuning."""
+"""What to train and how, as data: the paper's two stages (3.4), the puppet's four, fine-tuning, distillation."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..config import LOOPY, PUPPET, LoopyConfig
+from .distill import Distillation
 from .objective import ConditionDropping
 
 OPTIMIZER = Literal["adamw", "adamw8bit"]
@@ -61,6 +62,7 @@ class Recipe:
     clip_norm: float = 1.0
     optimizer: OPTIMIZER = "adamw"
     low_rank: int = 0  # rank of the adapters on the spatial layers; 0 trains them in full
+    distillation: Distillation | None = None  # the base model is the teacher; None: the clips alone teach
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
@@ -69,6 +71,8 @@ class Recipe:
         if self.optimizer not in get_args(OPTIMIZER):
             known = ", ".join(get_args(OPTIMIZER))
             raise ValueError(f"recipe {self.name}: there is no optimizer {self.optimizer}; choose {known}.")
+        if self.distillation and any(stage.spatial_only for stage in self.stages):
+            raise ValueError(f"recipe {self.name} distils, so none of its stages can be spatial_only.")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -80,7 +84,8 @@ class Recipe:
             Stage(**s | {"dropping": ConditionDropping(**s.get("dropping", {}))}) for s in values["stages"]
         ]
         config = values.get("config") and LoopyConfig.from_dict(values["config"])
-        return cls(**values | {"stages": tuple(stages), "config": config})
+        distillation = values.get("distillation") and Distillation(**values["distillation"])
+        return cls(**values | {"stages": tuple(stages), "config": config, "distillation": distillation})
 
 
 def read_recipe(name: str) -> Recipe:
@@ -131,5 +136,25 @@ RECIPES = {
         (replace(STAGE_TWO, name="fine-tune", steps=2000, batch=4, learning_rate=5e-5, constant=0.5),),
         ema_decay=0.998,
         low_rank=16,
+    ),
+    # The base model in few steps without guidance, as an adapter.
+    "distill": Recipe(
+        "distill",
+        None,
+        (
+            Stage(
+                "distill",
+                steps=1000,
+                batch=8,
+                learning_rate=2e-4,
+                spatial_only=False,
+                dropping=ConditionDropping(audio=0, reference=0, motion=0.25),
+                constant=0.5,
+                beta2=0.99,
+            ),
+        ),
+        ema_decay=0.998,
+        low_rank=32,
+        distillation=Distillation(),
     ),
 }
