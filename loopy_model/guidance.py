@@ -3,7 +3,6 @@
 Shapes: F frames, C latent channels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from .conditions import Conditions
 from .config import LoopyConfig
-from .model import Loopy
+from .model import BeforeCall, Loopy, no_matter
 
 ONE_BATCH = 2**18  # values of a clip at the first level; the puppet has 37 thousand, SD1.5's size 16 million
 
@@ -103,7 +102,7 @@ class Predictor:
         in_one_batch: bool,
         sparing: Sparing = Sparing(),
         dtype: torch.dtype = torch.float32,
-        before_call: Callable[[], None] = lambda: None,
+        before_call: BeforeCall = no_matter,
     ) -> None:
         self.model, self.sparing, self.dtype, self.before_call = model, sparing, dtype, before_call
         self.first = [first_pass(conditions, guidance)]
@@ -132,7 +131,7 @@ class Predictor:
         """Weight and prediction (F, C, h, w) of every branch for `x`; the nets compute in `dtype`."""
         found = []
         for number, (weights, conditions) in enumerate(passes):
-            self.before_call()
+            self.before_call("denoise")
             rows = x.to(self.dtype).expand(len(weights), -1, -1, -1, -1)
             t = torch.full((len(weights),), timestep, device=x.device)
             found += zip(weights, self._prediction(number, rows, t, conditions).to(x))

@@ -4,7 +4,8 @@ Two tempos: `read` and `encode_conditions` run once per clip, `denoise` once per
 Shapes: B clips, F frames, M motion frames, W audio window, L wav2vec layers, D their width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -14,6 +15,13 @@ from .audio_to_latents import AudioProjection, AudioToLatents
 from .conditions import Conditions, SiteFeatures
 from .config import LoopyConfig
 from .unet import DenoisingUNet, ReferenceUNet
+
+Part = Literal["read", "denoise"]
+BeforeCall = Callable[[Part], None]  # told which part of the model runs next; may raise to cancel
+
+
+def no_matter(part: Part) -> None:
+    """The `BeforeCall` of those who need none."""
 
 
 class Loopy(nn.Module):
@@ -36,6 +44,11 @@ class Loopy(nn.Module):
             self.audio_to_latents = AudioToLatents(
                 config.audio, config.clip.audio_window, config.unet.time_channels
             )
+
+    def parts(self) -> dict[Part, nn.Module]:
+        """The modules that reading needs, and those of everything else; memory need only hold one."""
+        rest = {name: child for name, child in self.named_children() if child is not self.reference_unet}
+        return {"read": self.reference_unet, "denoise": nn.ModuleDict(rest)}
 
     def read(self, latents: Tensor) -> list[SiteFeatures]:
         """Pictures (B, C, h, w), portrait or motion frames -> reference-net features per site."""

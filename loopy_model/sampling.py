@@ -4,7 +4,7 @@ Latents here are VAE latents as they travel between nodes, unscaled; the model's
 applied just before they enter it. Shapes: F frames, M motion frames, C latent channels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .conditions import Conditions, Speech
 from .diffusion import NoiseSchedule
 from .guidance import Guidance, Predictor, Sparing, is_small
-from .model import Loopy, motion_features
+from .model import BeforeCall, Loopy, motion_features, no_matter
 from .motion import Ages, TemporalSegments
 from .solvers import make_solver
 
@@ -63,12 +63,10 @@ class Request:
         return len(self.speech) if self.frames is None else min(self.start + self.frames, len(self.speech))
 
 
-def generate(
-    model: Loopy, request: Request, before_call: Callable[[], None] = lambda: None
-) -> Iterator[Step]:
+def generate(model: Loopy, request: Request, before_call: BeforeCall = no_matter) -> Iterator[Step]:
     """Clip after clip, in order, each frame once; yields after every step.
 
-    `before_call` runs before each pass through a net and may raise to cancel. The noise of a frame
+    `before_call` runs before each pass through a net, and may raise to cancel. The noise of a frame
     depends on the seed and the frame's number alone, so a run that is resumed at a clip's border
     from its own latents (`past`, `start`) continues exactly.
     """
@@ -81,7 +79,9 @@ def generate(
 
     total = len(starts) * request.steps
     for number, start in enumerate(starts):
-        conditions = _conditions(model, request, reference, memory.recall(start), start)
+        motion = memory.recall(start)
+        before_call("denoise")
+        conditions = _conditions(model, request, reference, motion, start)
         predict = Predictor(
             model, conditions, request.guidance, small, options.sparing, request.dtype, before_call
         )
@@ -137,7 +137,7 @@ def _conditions(
 class MotionMemory:
     """The frames so far and the reference-net features of those that later clips will ask for."""
 
-    def __init__(self, model: Loopy, request: Request, before_call: Callable[[], None]) -> None:
+    def __init__(self, model: Loopy, request: Request, before_call: BeforeCall) -> None:
         self.model, self.request, self.before_call = model, request, before_call
         portrait = request.portrait
         self.past = portrait[:0] if request.past is None else request.past.to(portrait)
@@ -146,7 +146,7 @@ class MotionMemory:
 
     def read(self, latents: Tensor) -> list:
         """VAE latents (B, C, h, w) -> features; one pass of the reference net."""
-        self.before_call()
+        self.before_call("read")
         seen = self.model.read((latents * self.model.config.latent_scale).to(self.request.dtype))
         self.blank = [torch.zeros_like(site.output[0]) for site in seen]
         return seen

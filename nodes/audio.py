@@ -121,7 +121,7 @@ class LoopyAudioToLatents(io.ComfyNode):
                 f"{loopy_model.file} has no audio-to-latents module; leave this node out and the sampler's "
                 "motion_latents unconnected."
             )
-        mm.load_models_gpu([loopy_model.patcher])
+        mm.load_models_gpu([loopy_model.patchers["denoise"]])
         make = _from_audio if source == "audio" else _from_level
         latents = make(loopy_model, loopy_audio, source, level)
         return io.NodeOutput(latents.to(mm.intermediate_device(), torch.float32))
@@ -129,22 +129,22 @@ class LoopyAudioToLatents(io.ComfyNode):
 
 def _from_audio(hosted: HostedLoopy, speech: Speech, source: str, level: float) -> Tensor:
     """(frames, T), a few hundred frames at a time: windows are five times as large as the features."""
-    model, clip, audio = hosted.patcher.model, hosted.config.clip, hosted.config.audio
+    model, clip, audio = hosted.model, hosted.config.clip, hosted.config.audio
     parts = []
     for start in range(0, len(speech), 256):
         frames = min(256, len(speech) - start)
         windows = speech.windows(start, frames, clip.audio_context, audio.layers)
-        windows = windows.to(hosted.patcher.load_device, hosted.compute_dtype)
+        windows = windows.to(hosted.device, hosted.compute_dtype)
         parts.append(model.motion_latents_from_audio(windows)[0])
     return torch.cat(parts)
 
 
 def _from_level(hosted: HostedLoopy, speech: Speech, source: str, level: float) -> Tensor:
     """(frames, T), the same for every frame."""
-    module = hosted.patcher.model.audio_to_latents
+    module = hosted.model.audio_to_latents
     score = torch.tensor(
         [score_of(hosted.config.audio, source, level)],
-        device=hosted.patcher.load_device,
+        device=hosted.device,
         dtype=hosted.compute_dtype,
     )
     return module(module.variance_query(source, score, 1))[0].expand(len(speech), -1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..loopy_model.autoencoder import Autoencoder, AutoencoderConfig
 from ..loopy_model.config import SAMPLE_RATE, LoopyConfig
 from ..loopy_model.layers import Attention
-from ..loopy_model.model import Loopy
+from ..loopy_model.model import Loopy, Part
 from ..loopy_model.speech_encoder import SpeechEncoder
 from ..loopy_model.weights import load_strictly
 from .types import HostedLoopy
@@ -55,23 +55,26 @@ def hosted_loopy(
     with torch.device("meta"):
         model = Loopy(config)
     load_strictly(model, {k: v.to(dtype) for k, v in state.items()}, path, assign=True)
-    patcher = _managed(model, dtype, compute, device)
+    patchers = _managed(model, dtype, compute, device)
     logging.info(
         "%s: %.1f M parameters, weights in %s, computing in %s", path.name, count / 1e6, dtype, compute
     )
-    return HostedLoopy(patcher, config, _latent_format(config, preview), compute, path.name)
+    return HostedLoopy(model, patchers, config, _latent_format(config, preview), compute, path.name)
 
 
 def _managed(
-    model: nn.Module, dtype: torch.dtype, compute: torch.dtype, device: torch.device
-) -> comfy.model_patcher.ModelPatcher:
+    model: Loopy, dtype: torch.dtype, compute: torch.dtype, device: torch.device
+) -> dict[Part, comfy.model_patcher.ModelPatcher]:
     model.eval().requires_grad_(False)
     use_host_layers(model, comfy.ops.pick_operations(dtype, compute))
     mm.archive_model_dtypes(model)
     # CoreModelPatcher is looked up at call time: the host replaces it when dynamic VRAM starts.
-    return comfy.model_patcher.CoreModelPatcher(
-        model, load_device=device, offload_device=mm.unet_offload_device()
-    )
+    return {
+        part: comfy.model_patcher.CoreModelPatcher(
+            module, load_device=device, offload_device=mm.unet_offload_device()
+        )
+        for part, module in model.parts().items()
+    }
 
 
 def use_host_layers(model: nn.Module, operations: type) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..loopy_model.budget import budget
 from ..loopy_model.conditions import Speech
 from ..loopy_model.guidance import Guidance
+from ..loopy_model.model import Part
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
 from ..loopy_model.sampling import Request, SamplingOptions, generate
@@ -148,16 +149,15 @@ class LoopySampler(io.ComfyNode):
 
 def _run(hosted: HostedLoopy, request: Request) -> Tensor:
     """All clips with progress, preview and cancelling -> (frames, C, h, w)."""
-    needed, device = budget(hosted.config, request), hosted.patcher.load_device
+    needed = budget(hosted.config, request)
     logging.info("Loopy Sampler: %s", needed)
     # All of a card, since the host takes other models off it and streams the weights.
-    lacking = needed.lacking(mm.get_total_memory(device), mm.get_free_memory(mm.intermediate_device()))
+    lacking = needed.lacking(mm.get_total_memory(hosted.device), mm.get_free_memory(mm.intermediate_device()))
     if lacking:
         raise ValueError(lacking)
-    mm.load_models_gpu([hosted.patcher], memory_required=needed.working)
-    previewer = latent_preview.get_previewer(hosted.patcher.load_device, hosted.latent_format)
+    previewer = latent_preview.get_previewer(hosted.device, hosted.latent_format)
     bar, clips = None, []
-    for step in generate(hosted.patcher.model, request, mm.throw_exception_if_processing_interrupted):
+    for step in generate(hosted.model, request, _Turns(hosted, needed.working)):
         bar = bar or comfy.utils.ProgressBar(step.total)
         x0 = hosted.latent_format.process_in(step.x0)
         bar.update_absolute(
@@ -170,6 +170,21 @@ def _run(hosted: HostedLoopy, request: Request) -> Tensor:
     return torch.cat(clips)
 
 
+class _Turns:
+    """Before each pass: stops when the user cancels, and has the host load the part whose turn it is. On a
+    card that cannot hold both, the host takes the reference net off it once the clip's features are made."""
+
+    def __init__(self, hosted: HostedLoopy, working: int) -> None:
+        self.hosted, self.working = hosted, working
+        self.present: Part | None = None
+
+    def __call__(self, part: Part) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        if part != self.present:
+            mm.load_models_gpu([self.hosted.patchers[part]], memory_required=self.working)
+            self.present = part
+
+
 def _encode(hosted: HostedLoopy, vae, portrait: Tensor) -> Tensor:
     """IMAGE -> VAE latents (1, C, h, w) on the model's device."""
     latents = vae.encode(square_portrait(portrait[0], hosted.config.image_size)[None])
@@ -179,7 +194,7 @@ def _encode(hosted: HostedLoopy, vae, portrait: Tensor) -> Tensor:
             f"the VAE makes latents of {latents.shape[1]} channels, {hosted.file} needs {wanted}; "
             "connect the VAE that the model was trained with (often the vae output of Load Loopy Model)."
         )
-    return latents.to(hosted.patcher.load_device, torch.float32)
+    return latents.to(hosted.device, torch.float32)
 
 
 def _check(

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..loopy_model.config import LoopyConfig
+from ..loopy_model.model import Loopy, Part
 from ..loopy_model.motion import TemporalSegments
 
 CATEGORY = "Loopy"
@@ -24,11 +25,17 @@ SamplingOptionsType = io.Custom("LOOPY_SAMPLING_OPTIONS")  # loopy_model.samplin
 class HostedLoopy:
     """A Loopy model in the hands of the host's memory management."""
 
-    patcher: ModelPatcher  # its .model is a loopy_model.model.Loopy
+    model: Loopy
+    patchers: dict[Part, ModelPatcher]  # of `model.parts()`: the host can take one off the card for the other
     config: LoopyConfig
     latent_format: LatentFormat
     compute_dtype: torch.dtype
     file: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.patchers["denoise"].load_device
 
 
 @dataclass(frozen=True)

@@ -131,9 +131,7 @@ def test_each_pass_sees_its_conditions_and_a_pass_of_no_weight_is_not_run(
         return noisy
 
     monkeypatch.setattr(tiny, "denoise", denoise)
-    predict = Predictor(
-        tiny, conditions, Guidance(audio, ref), False, before_call=lambda: asked.append("before")
-    )
+    predict = Predictor(tiny, conditions, Guidance(audio, ref), False, before_call=asked.append)
     out = predict(x, T, 0)
     assert " ".join(seen) == passes and len(asked) == len(seen)
     assert torch.allclose(out, x, atol=1e-5)  # all passes say the same, and the weights sum to 1
@@ -214,7 +212,7 @@ def test_between_refreshes_guidance_adds_what_it_added_last(
 ) -> None:
     calls: list[int] = []
     predict = Predictor(
-        tiny, conditions, Guidance(5.0, 3.0), together, Sparing(every=3), before_call=lambda: calls.append(0)
+        tiny, conditions, Guidance(5.0, 3.0), together, Sparing(every=3), before_call=calls.append
     )
     other = x + 0.5 * x.roll(1, -1)
     e_audio, e_ref, e_base = three(tiny, x, conditions)

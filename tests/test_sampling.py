@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from oracles import small_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from loopy_model import sampling
 from loopy_model.conditions import Speech
 from loopy_model.config import PUPPET, TINY, ClipGeometry, LoopyConfig
 from loopy_model.guidance import Guidance
-from loopy_model.model import Loopy
+from loopy_model.model import BeforeCall, Loopy, Part, no_matter
 from loopy_model.motion import SAMPLINGS, TemporalSegments
 from loopy_model.sampling import MotionMemory, Request, SamplingOptions, Step, frame_noise, generate
 
@@ -39,7 +39,7 @@ def ask(speak) -> Callable[..., Request]:  # noqa: ANN001
 
 
 @torch.no_grad()
-def video(model: Loopy, request: Request, before_call: Callable[[], None] = lambda: None) -> Tensor:
+def video(model: Loopy, request: Request, before_call: BeforeCall = no_matter) -> Tensor:
     finished = [step.finished for step in generate(model, request, before_call)]
     return torch.cat([clip for clip in finished if clip is not None])
 
@@ -197,7 +197,7 @@ def test_different_seeds_never_share_a_run_of_frames(ask: Callable[..., Request]
 def test_the_first_clip_has_all_zero_motion_features(
     tiny: Loopy, ask: Callable[..., Request], how: str
 ) -> None:
-    memory = MotionMemory(tiny, ask(8, how=how), lambda: None)
+    memory = MotionMemory(tiny, ask(8, how=how), no_matter)
     memory.read(torch.randn(1, 4, 4, 4))
     features = memory.recall(0)
     assert len(features) == 4
@@ -206,7 +206,7 @@ def test_the_first_clip_has_all_zero_motion_features(
 
 def test_a_motion_frame_appears_as_soon_as_it_exists(tiny: Loopy, ask: Callable[..., Request]) -> None:
     # TINY: clips of 4 frames, ages 0 1 2 4. After one clip age 4 is still missing.
-    memory = MotionMemory(tiny, ask(12), lambda: None)
+    memory = MotionMemory(tiny, ask(12), no_matter)
     memory.read(torch.randn(1, 4, 4, 4))
     frames = torch.randn(8, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     for clips, ages in ((1, [0, 1, 2]), (2, [0, 1, 2, 4])):
@@ -225,7 +225,7 @@ def test_a_motion_frame_appears_as_soon_as_it_exists(tiny: Loopy, ask: Callable[
 def test_frames_given_as_past_are_there_in_the_first_clip(
     tiny: Loopy, ask: Callable[..., Request], past: int, there: int
 ) -> None:
-    memory = MotionMemory(tiny, ask(8, past=torch.randn(past, 4, 4, 4), start=past), lambda: None)
+    memory = MotionMemory(tiny, ask(8, past=torch.randn(past, 4, 4, 4), start=past), no_matter)
     memory.read(torch.randn(1, 4, 4, 4))
     present = memory.recall(past)[0].flatten(2).any(-1)[0]
     assert present.tolist() == [True] * there + [False] * (4 - there)
@@ -287,7 +287,7 @@ def test_random_motion_frames_are_drawn_anew_for_each_clip_and_seed(
 
 
 def test_memory_does_not_grow(long: Loopy, ask: Callable[..., Request]) -> None:
-    memory = MotionMemory(long, ask(0, LONG), lambda: None)
+    memory = MotionMemory(long, ask(0, LONG), no_matter)
     memory.read(torch.randn(1, 4, 4, 4))
     sizes = []
     for clip in range(1, 30):
@@ -374,7 +374,7 @@ def test_cancelling_stops_before_the_next_pass(
     undisturbed = video(tiny, request)
     calls = Calls(tiny, monkeypatch)
 
-    def before_call() -> None:
+    def before_call(part: Part) -> None:
         if len(calls.read) + calls.denoised == after:
             raise Cancelled
 
@@ -388,11 +388,36 @@ def test_before_call_runs_before_every_pass(
     tiny: Loopy, ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, asked = Calls(tiny, monkeypatch), []
-    video(tiny, ask(12), lambda: asked.append(len(calls.read) + calls.denoised))
-    assert asked == list(range(len(asked)))
-    assert len(asked) == len(calls.read) + calls.denoised
+    video(tiny, ask(12), lambda part: asked.append((part, len(calls.read) + calls.denoised)))
+    assert [done for _, done in sorted(set(asked), key=asked.index)] == list(range(len(set(asked))))
+    assert len(set(asked)) == len(calls.read) + calls.denoised
+    assert len(asked) - len(set(asked)) == 3  # once more per clip, before its conditions are encoded
     assert calls.denoised == 3 * 2  # clips, steps; a small net's branches are one pass
     assert len(calls.read) == 1 + 3 + 3  # the portrait; ages 0 1 2; 0 1 2, while age 4 was age 0
+
+
+def test_nothing_runs_whose_part_was_not_announced(tiny: Loopy, ask: Callable[..., Request]) -> None:
+    """So that the other part may be anywhere, also off the card."""
+    present: list[Part] = []
+    ran: dict[Part, int] = {"read": 0, "denoise": 0}
+
+    def watch(part: Part) -> Callable:
+        def hook(module: nn.Module, *_: object) -> None:
+            assert present[-1] == part, module
+            ran[part] += 1
+
+        return hook
+
+    parts = tiny.parts()
+    hooks = [m.register_forward_pre_hook(watch(part)) for part, net in parts.items() for m in net.modules()]
+    try:
+        video(tiny, ask(12), present.append)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert min(ran.values()) > 100
+    owned = [id(parameter) for net in parts.values() for parameter in net.parameters()]
+    assert sorted(owned) == sorted(id(parameter) for parameter in tiny.parameters())
 
 
 # --- precision ----------------------------------------------------------------------------------
