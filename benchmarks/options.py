@@ -1,6 +1,7 @@
 """What each sampling option costs in quality and saves in time, on the bundled model.
 
     python -m benchmarks.options --report runs/options
+    python -m benchmarks.options --report runs/options --student adapter.safetensors --student-steps 4
 
 Held-out faces with unheard voices. Lip sync and identity as `loopy_model.evaluate puppet` measures them;
 the distance to the exact video (25 steps of DDIM, same noise) in dB. Writes options.json and options.md.
@@ -34,20 +35,41 @@ from loopy_model.sampling import SamplingOptions
 from .sampling import rows_of
 
 GUIDANCE = Guidance(*PUPPET_RATIOS)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One way to sample."""
+
+    steps: int = 25
+    options: SamplingOptions = SamplingOptions()
+    guidance: Guidance = GUIDANCE
+    is_student: bool = False
+
+
 CHOICES = {
-    "exact: ddim, 25 steps": (25, SamplingOptions()),
-    "ddim, 12 steps": (12, SamplingOptions()),
-    "ddim, 8 steps": (8, SamplingOptions()),
-    "dpm++ 2m, 12 steps": (12, SamplingOptions("dpm++ 2m")),
-    "dpm++ 2m, 8 steps": (8, SamplingOptions("dpm++ 2m")),
-    "guidance in the first 60 %": (25, SamplingOptions(sparing=Sparing(end=0.6))),
-    "guidance in every 2nd step": (25, SamplingOptions(sparing=Sparing(every=2))),
-    "guidance in every 4th step": (25, SamplingOptions(sparing=Sparing(every=4))),
-    "deep features in every 2nd step": (25, SamplingOptions(sparing=Sparing(deep_every=2))),
-    "deep features in every 3rd step": (25, SamplingOptions(sparing=Sparing(deep_every=3))),
-    "dpm++ 2m, 12 steps, every 2nd guided": (12, SamplingOptions("dpm++ 2m", sparing=Sparing(every=2))),
-    "eta 1": (25, SamplingOptions(eta=1.0)),
+    "exact: ddim, 25 steps": Choice(),
+    "ddim, 12 steps": Choice(12),
+    "ddim, 8 steps": Choice(8),
+    "dpm++ 2m, 12 steps": Choice(12, SamplingOptions("dpm++ 2m")),
+    "dpm++ 2m, 8 steps": Choice(8, SamplingOptions("dpm++ 2m")),
+    "guidance in the first 60 %": Choice(25, SamplingOptions(sparing=Sparing(end=0.6))),
+    "guidance in every 2nd step": Choice(25, SamplingOptions(sparing=Sparing(every=2))),
+    "guidance in every 4th step": Choice(25, SamplingOptions(sparing=Sparing(every=4))),
+    "deep features in every 2nd step": Choice(25, SamplingOptions(sparing=Sparing(deep_every=2))),
+    "deep features in every 3rd step": Choice(25, SamplingOptions(sparing=Sparing(deep_every=3))),
+    "dpm++ 2m, 12 steps, every 2nd guided": Choice(12, SamplingOptions("dpm++ 2m", sparing=Sparing(every=2))),
+    "eta 1": Choice(25, SamplingOptions(eta=1.0)),
 }
+
+
+def choices_of_student(steps: int) -> dict[str, Choice]:
+    """A student of so many steps, and what its teacher makes of as many."""
+    return {
+        f"ddim, {steps} steps": Choice(steps),
+        f"ddim, {steps} steps, one branch": Choice(steps, guidance=Guidance(1.0, 1.0)),
+        f"distilled, {steps} steps, one branch": Choice(steps, guidance=Guidance(1.0, 1.0), is_student=True),
+    }
 
 
 @dataclass(frozen=True)
@@ -58,22 +80,26 @@ class Made:
     seconds: float
 
 
-def make(pipeline: Pipeline, truth: HeldOut, number: int, steps: int, options: SamplingOptions) -> Made:
+def make(pipeline: Pipeline, truth: HeldOut, number: int, choice: Choice) -> Made:
     began = time.perf_counter()
-    frames = pipeline(truth.portrait, truth.waveform, SAMPLE_RATE, GUIDANCE, steps, number, options=options)
+    how = (choice.guidance, choice.steps, number)
+    frames = pipeline(truth.portrait, truth.waveform, SAMPLE_RATE, *how, options=choice.options)
     return Made(frames, time.perf_counter() - began)
 
 
-def run(model: Path, faces: int, seconds: float) -> dict[str, dict[str, float]]:
+def run(
+    model: Path, faces: int, seconds: float, choices: dict[str, Choice], student: Path | None = None
+) -> dict[str, dict[str, float]]:
     """Per choice the mean over faces; every face is made by all choices before the next, so that a machine
     that is slow for a while is slow for all."""
     pipeline, meter = Pipeline(model), load_meter()
-    rows: dict[str, list[list[float]]] = {name: [] for name in CHOICES}
+    taught = Pipeline(model, student) if student else pipeline
+    rows: dict[str, list[list[float]]] = {name: [] for name in choices}
     for number in range(faces):
         truth = held_out(number, round(seconds * pipeline.config.clip.fps), pipeline.config.image_size)
         exact: Made | None = None
-        for name, (steps, options) in CHOICES.items():
-            made = make(pipeline, truth, number, steps, options)
+        for name, choice in choices.items():
+            made = make(taught if choice.is_student else pipeline, truth, number, choice)
             exact = exact or made
             read = measure(meter, made.frames)
             lips = [correlation(read[:, i], truth.motion[:, i]) for i in map(MOTION.index, ("open", "width"))]
@@ -111,9 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=BUNDLED, help="checkpoint (the bundled puppet)")
     parser.add_argument("--faces", type=int, default=8, help="each with its own voice (8)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each face's video (3)")
+    parser.add_argument("--student", type=Path, help="adapter that recipe distill made of the model")
+    parser.add_argument("--student-steps", type=int, default=4, help="for which it was distilled (4)")
     args = parser.parse_args(arguments)
     args.report.mkdir(parents=True, exist_ok=True)
-    result = run(args.model, args.faces, args.seconds)
+    choices = CHOICES | (choices_of_student(args.student_steps) if args.student else {})
+    result = run(args.model, args.faces, args.seconds, choices, args.student)
     (args.report / "options.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     (args.report / "options.md").write_text(table(result), encoding="utf-8")
     print(table(result))

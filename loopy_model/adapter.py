@@ -49,17 +49,20 @@ def merge(base: Path, adapter: Path, result: Path, strength: float = 1.0) -> Non
     """
     header, tensors = read_header(base), load_file(base)
     own = {k.removeprefix(PREFIX): t for k, t in tensors.items() if k.startswith(PREFIX)}
-    changed = apply_adapter(own, adapter, header.config, strength)
-    card = replace(
-        header.card, name=f"{header.card.name} with {adapter.stem}", trained_on=_trained_on(adapter)
-    )
+    changed, changed_by = apply_adapter(own, adapter, header.config, strength), read_card(adapter)
+    card = replace(changed_by, name=f"{header.card.name} with {adapter.stem}", licence=header.card.licence)
     tensors |= {PREFIX + name: tensor for name, tensor in changed.items()}
     write_tensors(result, tensors, replace(header, card=card).to_metadata())
 
 
-def _trained_on(adapter: Path) -> str:
+def read_card(adapter: Path) -> ModelCard:
+    """What the adapter is. Raises NotAnAdapter."""
     with _open(adapter) as file:
-        return json.loads(file.metadata()["card"])["trained_on"]
+        metadata = file.metadata() or {}
+    try:
+        return ModelCard(**json.loads(metadata["card"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise NotAnAdapter(f"{adapter.name} has a damaged header; export the adapter again.") from error
 
 
 def apply_adapter(

@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..loopy_model.adapter import apply_adapter
+from ..loopy_model.adapter import apply_adapter, read_card
 from ..loopy_model.autoencoder import AutoencoderConfig
 from ..loopy_model.weights import read_header, split_parts
 from .host import (
@@ -100,7 +100,7 @@ class LoopyLoadModel(io.ComfyNode):
         weights = tensors.get("loopy", {})
         if change := _adapter_path(adapter):
             weights = apply_adapter(weights, change, header.config, adapter_strength)
-            logging.info("%s: with %s at strength %g", path.name, adapter, adapter_strength)
+            logging.info("with %s at strength %g. %s", adapter, adapter_strength, read_card(change).limits)
         speech, pictures = header.parts.get("speech_encoder"), header.parts.get("autoencoder")
         preview = pictures and pictures.get("preview")
         model = hosted_loopy(header.config, weights, weight_dtype, path, preview)

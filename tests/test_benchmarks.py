@@ -9,7 +9,10 @@ import torch
 from benchmarks import long_voice, options, sampling
 from benchmarks.measure import in_turns, operations
 from benchmarks.subjects import BRANCHES, Sampling, sized, yardsticks
-from loopy_model.config import LOOPY
+from loopy_model.adapter import save_adapter
+from loopy_model.config import LOOPY, PUPPET
+from loopy_model.pipeline import BUNDLED, Pipeline
+from loopy_model.weights import ModelCard
 
 
 def test_operations_are_two_for_each_multiplication() -> None:
@@ -63,7 +66,13 @@ def test_a_long_voice_needs_hardly_more_memory() -> None:
 
 
 def test_options_are_compared_with_the_exact_video(tmp_path: Path) -> None:
-    options.main(["--report", str(tmp_path), "--faces", "1", "--seconds", "0.96"])
+    student, name = tmp_path / "student.safetensors", "audio_norm.bias"
+    weights = Pipeline(BUNDLED).model.state_dict()  # a student that learnt nothing
+    save_adapter(student, PUPPET, ModelCard("", "", "", ""), {f"full.{name}": weights[name]})
+    options.main(
+        ["--report", str(tmp_path), "--faces", "1", "--seconds", "0.96"]
+        + ["--student", str(student), "--student-steps", "3"]
+    )
     rows = json.loads((tmp_path / "options.json").read_text())
     exact = rows.pop("exact: ddim, 25 steps")
     assert exact["time"] == 1 and exact["db_to_exact"] == pytest.approx(100)
@@ -71,3 +80,5 @@ def test_options_are_compared_with_the_exact_video(tmp_path: Path) -> None:
         assert 10 < row["db_to_exact"] < 80
     assert rows["dpm++ 2m, 12 steps"]["time"] < 0.8
     assert rows["guidance in the first 60 %"]["time"] < 1
+    own, taught = (rows[f"{kind}, 3 steps, one branch"] for kind in ("ddim", "distilled"))
+    assert own | {"time": 0} == taught | {"time": 0} and own["time"] < rows["ddim, 3 steps"]["time"] < 0.4
