@@ -53,6 +53,8 @@ CHOICES = {
     "ddim, 8 steps": Choice(8),
     "dpm++ 2m, 12 steps": Choice(12, SamplingOptions("dpm++ 2m")),
     "dpm++ 2m, 8 steps": Choice(8, SamplingOptions("dpm++ 2m")),
+    "unipc, 12 steps": Choice(12, SamplingOptions("unipc")),
+    "unipc, 8 steps": Choice(8, SamplingOptions("unipc")),
     "guidance in the first 60 %": Choice(25, SamplingOptions(sparing=Sparing(end=0.6))),
     "guidance in every 2nd step": Choice(25, SamplingOptions(sparing=Sparing(every=2))),
     "guidance in every 4th step": Choice(25, SamplingOptions(sparing=Sparing(every=4))),

@@ -36,7 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ref-ratio", type=float, default=PUPPET_RATIOS[1], help="guidance of the portrait (1.5)"
     )
-    parser.add_argument("--solver", choices=SOLVERS, default="ddim", help="dpm++ 2m needs fewer steps (ddim)")
+    parser.add_argument(
+        "--solver", choices=SOLVERS, default="ddim", help="the others need fewer steps (ddim)"
+    )
     parser.add_argument(
         "--eta", type=float, default=0.0, help="of ddim: fresh noise in every step, 0 to 1 (0)"
     )

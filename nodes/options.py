@@ -20,7 +20,7 @@ class LoopySamplingOptions(io.ComfyNode):
                     "solver",
                     options=list(SOLVERS),
                     default="ddim",
-                    tooltip="ddim is the paper's, with 25 steps. dpm++ 2m needs 10 to 12 steps.",
+                    tooltip="ddim is the paper's, with 25 steps. dpm++ 2m and unipc need 8 to 12 steps.",
                 ),
                 io.Float.Input(
                     "eta",

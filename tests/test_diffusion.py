@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loopy_model.config import LOOPY, PUPPET, DiffusionConfig
 from loopy_model.diffusion import NoiseSchedule
-from loopy_model.solvers import SOLVERS, Ddim, DpmSolver, Solver, make_solver
+from loopy_model.solvers import SOLVERS, Ddim, DpmSolver, Solver, UniPc, make_solver
 
 PAPER, ZERO_SNR = LOOPY.diffusion, replace(PUPPET.diffusion, prediction="v_prediction")
 PREDICTIONS, SPACINGS = ("epsilon", "v_prediction", "sample"), ("leading", "trailing", "linspace")
@@ -163,16 +163,26 @@ def test_ddim_in_float32_stays_near_diffusers_own_table() -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 8, 10, 12, 25])
-def test_dpm_solver_walks_where_diffusers_walks(steps: int, spacing: str, prediction: str) -> None:
+@pytest.mark.parametrize(
+    "kind, theirs", [(DpmSolver, "DPMSolverMultistepScheduler"), (UniPc, "UniPCMultistepScheduler")]
+)
+def test_solvers_of_few_steps_walk_where_those_of_diffusers_walk(
+    kind: type[Solver], theirs: str, steps: int, spacing: str, prediction: str
+) -> None:
     schedule = NoiseSchedule(replace(PAPER, spacing=spacing, prediction=prediction, final_alpha_one=True))
-    ours = DpmSolver(schedule, steps)
-    other = pytest.importorskip("diffusers").DPMSolverMultistepScheduler(
+    ours = kind(schedule, steps)
+    other = getattr(pytest.importorskip("diffusers"), theirs)(
         beta_start=PAPER.beta_start,
         beta_end=PAPER.beta_end,
         beta_schedule=PAPER.beta_schedule,
         prediction_type=prediction,
     )
-    other.set_timesteps(timesteps=ours.timesteps)
+    if kind is DpmSolver:
+        other.set_timesteps(timesteps=ours.timesteps)
+    else:  # which cannot be told its timesteps
+        other.set_timesteps(steps)
+        other.timesteps, alphas = torch.tensor(ours.timesteps), schedule.alphas[ours.timesteps]
+        other.sigmas = torch.cat([(1 / alphas - 1).sqrt(), alphas.new_zeros(1)])
     x = y = torch.randn(1, 2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for timestep in ours.timesteps:
         x, _ = ours.step(x, toy(x, timestep), timestep, iter([]))
@@ -180,7 +190,8 @@ def test_dpm_solver_walks_where_diffusers_walks(steps: int, spacing: str, predic
         assert (x - y).abs().max() < 1e-4 * y.abs().max()  # theirs computes in float32
 
 
-def test_dpm_solver_needs_fewer_steps_than_ddim() -> None:
+@pytest.mark.parametrize("kind", [DpmSolver, UniPc])
+def test_second_order_needs_fewer_steps_than_ddim(kind: type[Solver]) -> None:
     """Of data that is one Gaussian (0, 0.5^2) the best prediction is linear, and x_t stays at as many
     standard deviations as the noise was at. Before the last step, which is the same for both."""
 
@@ -194,12 +205,12 @@ def test_dpm_solver_needs_fewer_steps_than_ddim() -> None:
         return abs(x / (0.25 * alpha + 1 - alpha).sqrt() - 1).item()
 
     schedule = NoiseSchedule(PUPPET.diffusion)
-    assert missed(DpmSolver(schedule, 10)) < missed(Ddim(schedule, 25))
-    assert missed(DpmSolver(schedule, 20)) < missed(DpmSolver(schedule, 10)) / 3  # second order
+    assert missed(kind(schedule, 10)) < missed(Ddim(schedule, 25))
+    assert missed(kind(schedule, 16)) < missed(Ddim(schedule, 25)) / 10
 
 
 def test_an_unknown_solver_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no solver euler; choose ddim or dpm\+\+ 2m"):
+    with pytest.raises(ValueError, match=r"no solver euler; choose one of ddim, dpm\+\+ 2m"):
         make_solver("euler", NoiseSchedule(PAPER), 25, 0)
 
 

@@ -69,7 +69,7 @@ CHOICES = {
     ("LoopyLoadModel", "weight_dtype"): ["default", "fp32", "fp16", "bf16"],
     ("LoopyAudioToLatents", "source"): ["audio", "head movement", "expression"],
     ("LoopyMotionFrames", "sampling"): ["uniform", "mean", "random"],
-    ("LoopySamplingOptions", "solver"): ["ddim", "dpm++ 2m"],
+    ("LoopySamplingOptions", "solver"): ["ddim", "dpm++ 2m", "unipc"],
 }
 
 
@@ -281,7 +281,14 @@ def test_sampling_options_as_they_come_change_nothing(host: Host, client: Client
 
 @pytest.mark.parametrize(
     "values",
-    [{"solver": "dpm++ 2m"}, {"eta": 1.0}, {"guidance_end": 0.5}, {"guidance_every": 2}, {"deep_every": 2}],
+    [
+        {"solver": "dpm++ 2m"},
+        {"solver": "unipc"},
+        {"eta": 1.0},
+        {"guidance_end": 0.5},
+        {"guidance_every": 2},
+        {"deep_every": 2},
+    ],
 )
 def test_every_sampling_option_runs(client: Client, values: dict) -> None:
     assert client.run(with_options(short_start(seed=10), **values))
