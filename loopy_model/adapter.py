@@ -1,7 +1,8 @@
 """Adapters: what fine-tuning changed in a model, as a small safetensors file.
 
 Header: `format` = "loopy-adapter", `format_version`, `config` (JSON of the base model's LoopyConfig),
-`card` (JSON of ModelCard). Tensors, by the name of the weight they change: `low_rank.<name>.down`
+`card` (JSON of ModelCard), `student_steps` (a number; 0 unless it was distilled).
+Tensors, by the name of the weight they change: `low_rank.<name>.down`
 (r, in) and `low_rank.<name>.up` (out, r), whose product is added; `full.<name>`, which replaces.
 """
 
@@ -31,6 +32,7 @@ def save_adapter(
     card: ModelCard,
     tensors: dict[str, Tensor],
     dtype: torch.dtype = torch.float16,
+    student_steps: int = 0,
 ) -> None:
     """`tensors` are named as in the file; it appears only when it is complete."""
     metadata = {
@@ -38,6 +40,7 @@ def save_adapter(
         "format_version": str(ADAPTER_VERSION),
         "config": json.dumps(config.to_dict()),
         "card": json.dumps(asdict(card)),
+        "student_steps": str(student_steps),
     }
     write_tensors(path, {name: tensor.to(dtype) for name, tensor in tensors.items()}, metadata)
 
@@ -49,20 +52,33 @@ def merge(base: Path, adapter: Path, result: Path, strength: float = 1.0) -> Non
     """
     header, tensors = read_header(base), load_file(base)
     own = {k.removeprefix(PREFIX): t for k, t in tensors.items() if k.startswith(PREFIX)}
-    changed, changed_by = apply_adapter(own, adapter, header.config, strength), read_card(adapter)
-    card = replace(changed_by, name=f"{header.card.name} with {adapter.stem}", licence=header.card.licence)
+    changed, own_card = apply_adapter(own, adapter, header.config, strength), read_card(adapter)
+    card = replace(
+        header.card,
+        name=f"{header.card.name} with {adapter.stem}",
+        trained_on=own_card.trained_on,
+        limits=f"{own_card.limits} {header.card.limits}",
+    )
+    config = config_with(adapter, header.config, strength)
     tensors |= {PREFIX + name: tensor for name, tensor in changed.items()}
-    write_tensors(result, tensors, replace(header, card=card).to_metadata())
+    write_tensors(result, tensors, replace(header, config=config, card=card).to_metadata())
 
 
 def read_card(adapter: Path) -> ModelCard:
     """What the adapter is. Raises NotAnAdapter."""
-    with _open(adapter) as file:
-        metadata = file.metadata() or {}
     try:
-        return ModelCard(**json.loads(metadata["card"]))
+        return ModelCard(**json.loads(_metadata(adapter)["card"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise NotAnAdapter(f"{adapter.name} has a damaged header; export the adapter again.") from error
+        raise _damaged(adapter) from error
+
+
+def config_with(adapter: Path, config: LoopyConfig, strength: float = 1.0) -> LoopyConfig:
+    """That of the model with the adapter: a student's own, where it is applied as it was trained."""
+    try:
+        steps = int(_metadata(adapter).get("student_steps", 0))
+    except ValueError as error:
+        raise _damaged(adapter) from error
+    return config.of_student(steps) if steps and strength == 1 else config
 
 
 def apply_adapter(
@@ -113,6 +129,15 @@ def _by_weight(tensors: dict[str, Tensor], path: Path) -> dict[str, dict[str, Te
     return weights
 
 
+def _metadata(path: Path) -> dict[str, str]:
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+def _damaged(path: Path) -> NotAnAdapter:
+    return NotAnAdapter(f"{path.name} has a damaged header; export the adapter again.")
+
+
 def _does_not_fit(path: Path, what: str) -> NotAnAdapter:
     return NotAnAdapter(f"{path.name} does not fit its own header ({what}); export the adapter again.")
 
@@ -140,7 +165,7 @@ def _check_header(metadata: dict[str, str], path: Path, config: LoopyConfig) -> 
     if metadata.get("format") != ADAPTER_FORMAT:
         raise NotAnAdapter(
             f"{path.name} is not a Loopy adapter; choose a file that "
-            "`python -m loopy_model.train --recipe finetune` made."
+            "`python -m loopy_model.train` made with recipe finetune or distill."
         )
     if metadata.get("format_version") != str(ADAPTER_VERSION):
         raise NotAnAdapter(
@@ -150,7 +175,7 @@ def _check_header(metadata: dict[str, str], path: Path, config: LoopyConfig) -> 
     try:
         trained_on = LoopyConfig.from_dict(json.loads(metadata["config"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise NotAnAdapter(f"{path.name} has a damaged header; export the adapter again.") from error
+        raise _damaged(path) from error
     if trained_on != config:
         raise NotAnAdapter(
             f"{path.name} was made for a model of other sizes than the one it is applied to; "

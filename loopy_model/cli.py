@@ -58,7 +58,7 @@ def generate(arguments: Sequence[str]) -> None:
     from .diffusion import NoiseSchedule
     from .guidance import Guidance
     from .pipeline import Pipeline
-    from .sampling import SamplingOptions
+    from .sampling import SamplingOptions, check
     from .video import read_voice, write_video
     from .weights import NotALoopyModel
 
@@ -84,6 +84,10 @@ def generate(arguments: Sequence[str]) -> None:
         raise SystemExit(
             f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
         ) from error
+    try:
+        check(pipeline.config, request)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     needed = budget(pipeline.config, request)
     if not needed.frames:
         raise SystemExit(

@@ -154,6 +154,7 @@ class DiffusionConfig:
     spacing: Literal["leading", "trailing", "linspace"] = "leading"
     steps_offset: int = 1  # only "leading" uses it
     final_alpha_one: bool = False  # alpha-bar after the last step: 1, or that of t=0
+    student_steps: int = 0  # distilled for so many steps of DDIM without guidance; 0: for any
 
     def __post_init__(self) -> None:
         if self.prediction == "epsilon" and self.zero_terminal_snr and self.spacing != "leading":
@@ -179,6 +180,10 @@ class LoopyConfig:
     def latent_size(self) -> int:
         """Latent cells per side."""
         return self.image_size // self.vae_scale_factor
+
+    def of_student(self, steps: int) -> "LoopyConfig":
+        """That of a model which was distilled for so many steps, the first of them on pure noise."""
+        return replace(self, diffusion=replace(self.diffusion, spacing="trailing", student_steps=steps))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

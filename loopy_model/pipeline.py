@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .adapter import apply_adapter
+from .adapter import apply_adapter, config_with
 from .audio import hear, resample
 from .audio_to_latents import Source, score_of
 from .autoencoder import Autoencoder, AutoencoderConfig
@@ -36,6 +36,7 @@ class Pipeline:
         if adapter:
             weights = tensors.get("loopy", {})
             tensors["loopy"] = apply_adapter(weights, adapter, header.config, adapter_strength)
+            self.config = config_with(adapter, header.config, adapter_strength)
         self.model = Loopy(self.config)
         self.speech_encoder = SpeechEncoder(header.parts["speech_encoder"])
         self.vae = Autoencoder(AutoencoderConfig(**header.parts["autoencoder"]["sizes"]))

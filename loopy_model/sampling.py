@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .conditions import Conditions, Speech
+from .config import LoopyConfig
 from .diffusion import NoiseSchedule
 from .guidance import Guidance, Predictor, Sparing, is_small
 from .model import BeforeCall, Loopy, motion_features, no_matter
@@ -63,6 +64,16 @@ class Request:
         return len(self.speech) if self.frames is None else min(self.start + self.frames, len(self.speech))
 
 
+def check(config: LoopyConfig, request: Request) -> None:
+    """Raises ValueError where a student would be sampled in another way than it was distilled for."""
+    steps, paper = config.diffusion.student_steps, SamplingOptions()
+    if steps and (request.steps, request.guidance, request.options) != (steps, Guidance(1.0, 1.0), paper):
+        raise ValueError(
+            f"the model was distilled for {steps} steps without guidance; set steps to {steps}, both ratios to 1, "
+            "and leave the sampling options as they come."
+        )
+
+
 def generate(model: Loopy, request: Request, before_call: BeforeCall = no_matter) -> Iterator[Step]:
     """Clip after clip, in order, each frame once; yields after every step.
 
@@ -70,6 +81,7 @@ def generate(model: Loopy, request: Request, before_call: BeforeCall = no_matter
     depends on the seed and the frame's number alone, so a run that is resumed at a clip's border
     from its own latents (`past`, `start`) continues exactly.
     """
+    check(model.config, request)
     clip, options = model.config.clip, request.options
     schedule = NoiseSchedule(model.config.diffusion)
     starts = range(request.start, request.stop, clip.frames)

@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..loopy_model.adapter import apply_adapter, read_card
+from ..loopy_model.adapter import apply_adapter, config_with, read_card
 from ..loopy_model.autoencoder import AutoencoderConfig
 from ..loopy_model.weights import read_header, split_parts
 from .host import (
@@ -55,8 +55,8 @@ class LoopyLoadModel(io.ComfyNode):
                     default=NO_ADAPTER,
                     optional=True,
                     advanced=True,
-                    tooltip="What fine-tuning changed in this model: a file in models/loras that "
-                    "`python -m loopy_model.train --recipe finetune` made.",
+                    tooltip="What fine-tuning or distilling changed in this model: a file in models/loras that "
+                    "`python -m loopy_model.train` made with recipe finetune or distill.",
                 ),
                 io.Float.Input(
                     "adapter_strength",
@@ -97,13 +97,15 @@ class LoopyLoadModel(io.ComfyNode):
         header = read_header(path)
         logging.info("%s: trained on %s. %s", header.card.name, header.card.trained_on, header.card.limits)
         tensors = split_parts(comfy.utils.load_torch_file(str(path), safe_load=True))
-        weights = tensors.get("loopy", {})
+        weights, config = tensors.get("loopy", {}), header.config
         if change := _adapter_path(adapter):
-            weights = apply_adapter(weights, change, header.config, adapter_strength)
-            logging.info("with %s at strength %g. %s", adapter, adapter_strength, read_card(change).limits)
+            weights = apply_adapter(weights, change, config, adapter_strength)
+            config = config_with(change, config, adapter_strength)
+            what = (path.name, adapter, adapter_strength, read_card(change).limits)
+            logging.info("%s: with %s at strength %g. %s", *what)
         speech, pictures = header.parts.get("speech_encoder"), header.parts.get("autoencoder")
         preview = pictures and pictures.get("preview")
-        model = hosted_loopy(header.config, weights, weight_dtype, path, preview)
+        model = hosted_loopy(config, weights, weight_dtype, path, preview)
         encoder = speech and HostedSpeechEncoder(speech, tensors["speech_encoder"], path)
         vae = pictures and autoencoder_vae(
             AutoencoderConfig(**pictures["sizes"]), tensors["autoencoder"], path

@@ -13,7 +13,7 @@ from ..loopy_model.guidance import Guidance
 from ..loopy_model.model import Part
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
-from ..loopy_model.sampling import Request, SamplingOptions, generate
+from ..loopy_model.sampling import Request, SamplingOptions, check, generate
 from .types import (
     CATEGORY,
     HostedLoopy,
@@ -144,6 +144,7 @@ class LoopySampler(io.ComfyNode):
             motion_latents=motion_latents,
             dtype=loopy_model.compute_dtype,
         )
+        check(loopy_model.config, request)
         return io.NodeOutput({"samples": _run(loopy_model, request)})
 
 

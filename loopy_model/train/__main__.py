@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="loopy",
         help=f"{', '.join(RECIPES)}, or a JSON file (default: loopy, the paper's)",
     )
-    add("--base", type=Path, help="checkpoint to start from; `finetune` needs one")
+    add("--base", type=Path, help="checkpoint to start from; `finetune` and `distill` need one")
     add("--dry-run", action="store_true", help="print the plan, measure a few steps, and stop")
     what = parser.add_argument_group("what to train (on top of the recipe)").add_argument
     what("--steps", type=int, nargs="+", help="steps of each stage")
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     what("--seed", type=int, help="of all draws and new weights")
     few = parser.add_argument_group("few-step distillation (recipe distill)").add_argument
     few("--student-steps", type=int, metavar="STEPS", help="in which the result samples (4)")
-    few("--guidance", type=float, nargs=2, metavar=("AUDIO", "REF"), help="ratios of the teacher (3 1.5)")
+    few("--guidance", type=float, nargs=2, metavar=("AUDIO", "REF"), help="ratios of the teacher (5 3)")
     how = parser.add_argument_group("how to carry it out").add_argument
     how(
         "--device",

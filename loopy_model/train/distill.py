@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..conditions import Conditions
+from ..diffusion import NoiseSchedule
 from ..guidance import Guidance
 from ..model import Loopy
 from .objective import Batch, Draws, Objective, encode_all, weighted_error
@@ -20,10 +21,10 @@ from .objective import Batch, Draws, Objective, encode_all, weighted_error
 class Distillation:
     """What the student is to do in one pass per step."""
 
-    steps: int = 4  # of DDIM, from noise to picture
-    substeps: int = 4  # of the teacher within each of them
-    audio_ratio: float = 3.0  # of the teacher's guidance
-    ref_ratio: float = 1.5
+    steps: int  # of DDIM, from noise to picture
+    audio_ratio: float  # of the teacher's guidance
+    ref_ratio: float
+    substeps: int = 4  # of the teacher within each of the student's steps
 
     def __post_init__(self) -> None:
         for name in ("steps", "substeps"):
@@ -48,7 +49,7 @@ class DistillationObjective(Objective):
 
     def __init__(self, model: Loopy, teacher: Loopy, plan: Distillation) -> None:
         super().__init__(model)
-        self.plan = plan
+        self.plan, self.schedule = plan, NoiseSchedule(model.config.of_student(plan.steps).diffusion)
         self._teacher = (teacher.requires_grad_(False).eval(),)  # in a tuple: neither trained nor saved
         self.starts = torch.tensor(sorted(self.schedule.timesteps(plan.steps)))
 

@@ -26,23 +26,24 @@ def train(recipe: Recipe, data: Path, run_dir: Path, base: dict[str, torch.Tenso
 
 def export(trainer: Trainer, base: Path | None) -> Path | None:
     """The result in one file: the averaged model, or the adapter that fine-tuning made."""
-    weights, recipe, config = whole_weights(trainer.objective), trainer.recipe, trainer.train.config
+    weights, recipe, config = whole_weights(trainer.objective), trainer.recipe, trainer.model.config
     if not trainer.is_main:
         return None
     below = read_header(base).card if base else None
-    limits = "Only as good as those clips. Trained by this project's own entry point; ByteDance released no weights."
+    what, limits = "fine-tuned", "Only as good as those clips."
     if recipe.distillation:
-        limits = f"{recipe.distillation.advice} {limits}"
+        what, limits = f"in {recipe.distillation.steps} steps", f"{recipe.distillation.advice} {limits}"
     card = ModelCard(
-        name=f"{below.name}, fine-tuned" if below else recipe.name,
+        name=f"{below.name}, {what}" if below else recipe.name,
         trained_on=f"{len(trainer.train.clips)} prepared clips, recipe {recipe.name}"
         + (f", on top of {below.name}: {below.trained_on}" if below else ""),
-        limits=limits,
+        limits=f"{limits} Trained by this project's own entry point; ByteDance released no weights.",
         licence=f"that of the base model: {below.licence}" if below else "as chosen by whoever trained it",
     )
     if recipe.low_rank:
         path = trainer.run_dir / "adapter.safetensors"
-        save_adapter(path, config, card, adapter_tensors(weights))
+        steps = config.diffusion.student_steps
+        save_adapter(path, trainer.train.config, card, adapter_tensors(weights), student_steps=steps)
         return path
     path, model = trainer.run_dir / "loopy.safetensors", Loopy(config)
     model.load_state_dict(weights)

@@ -74,7 +74,8 @@ class Trainer:
         )
         self.device = self.accelerator.device
         torch.manual_seed(recipe.seed)
-        self.model = Loopy(train.config)
+        steps = recipe.distillation.steps if recipe.distillation else 0
+        self.model = Loopy(train.config.of_student(steps) if steps else train.config)
         if base is not None:
             self.model.load_state_dict(base)
         # Frozen weights and teachers are not in the state.
@@ -340,7 +341,7 @@ class Trainer:
             return Objective(self.model)
         teacher = Loopy(self.train.config)
         teacher.load_state_dict(base)
-        teacher.to(self.device, PRECISIONS[self.settings.mixed_precision])
+        teacher.to(self.device, PRECISIONS[self.settings.mixed_precision], memory_format=torch.channels_last)
         return DistillationObjective(self.model, teacher, self.recipe.distillation)
 
     def _spread(self, objective: Objective) -> nn.Module:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..config import LOOPY, PUPPET, LoopyConfig
+from ..guidance import Guidance
 from .distill import Distillation
 from .objective import ConditionDropping
 
@@ -155,6 +156,6 @@ RECIPES = {
         ),
         ema_decay=0.998,
         low_rank=32,
-        distillation=Distillation(),
+        distillation=Distillation(4, *Guidance()),  # the sampler's own ratios
     ),
 }

@@ -84,8 +84,8 @@ def save_merged(path: Path) -> None:
     save_checkpoint(path, puppet.header, parts)
 
 
-def write(path: Path, tensors: dict[str, Tensor], config: LoopyConfig = PUPPET) -> None:
-    save_adapter(path, config, CARD, tensors)
+def write(path: Path, tensors: dict[str, Tensor], config: LoopyConfig = PUPPET, steps: int = 0) -> None:
+    save_adapter(path, config, CARD, tensors, student_steps=steps)
 
 
 def latents(host: Host, client: Client, **values: object) -> Tensor:
@@ -171,6 +171,16 @@ def test_model_is_loaded_again_when_the_adapter_changed(
     assert cached == [False, True, False]
 
 
+def test_student_samples_as_it_was_distilled_and_in_no_other_way(
+    client: Client, loras: Path, puppet: Pipeline
+) -> None:
+    write(loras / "student.safetensors", no_change(puppet), steps=2)
+    prompt = change(short_start(seed=53), "LoopyLoadModel", adapter="student.safetensors")
+    sentence = complaint(client, change(prompt, "LoopySampler", steps=25, audio_ratio=1.0, ref_ratio=1.0))
+    assert_clear(sentence, "distilled for 2 steps")
+    assert client.run(change(prompt, "LoopySampler", steps=2, audio_ratio=1.0, ref_ratio=1.0))
+
+
 # What is no adapter of this model
 
 
@@ -182,7 +192,7 @@ def test_file_of_something_else(client: Client, loras: Path) -> None:
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(4, 4)}, loras / "style.safetensors")
     sentence = refusal(client, "style.safetensors")
     assert_clear(sentence, "style.safetensors")
-    assert "not a Loopy adapter" in sentence and "--recipe finetune" in sentence
+    assert "not a Loopy adapter" in sentence and "recipe finetune or distill" in sentence
 
 
 def test_adapter_of_another_model(client: Client, loras: Path) -> None:

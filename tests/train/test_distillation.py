@@ -9,10 +9,13 @@ import torch
 from oracles import small_model
 from runs import RECIPE, TINY, Runs, assert_same_run, contents, has_logged, log_of, place_of
 
-from loopy_model.conditions import Conditions
+from loopy_model.adapter import config_with, merge
+from loopy_model.conditions import Conditions, Speech
 from loopy_model.config import DiffusionConfig
 from loopy_model.guidance import Guidance, Predictor
 from loopy_model.model import Loopy
+from loopy_model.motion import TemporalSegments
+from loopy_model.sampling import Request, SamplingOptions, check, generate
 from loopy_model.solvers import Ddim
 from loopy_model.train.__main__ import build_parser, chosen_recipe
 from loopy_model.train.data import Place, PreparedClips, Samples, collate
@@ -23,11 +26,11 @@ from loopy_model.train.plan import cost_of, fixed_memory, skeleton
 from loopy_model.train.record import with_condition
 from loopy_model.train.stages import RECIPES, ConditionDropping
 from loopy_model.train.state import snapshot
-from loopy_model.weights import Header, ModelCard, save_checkpoint
+from loopy_model.weights import Header, ModelCard, read_header, save_checkpoint
 
 NOTHING = iter(())  # DDIM takes no fresh noise
 STAGE = replace(RECIPE.stages[1], dropping=ConditionDropping(0, 0, 0.25), learning_rate=3e-3)
-PLAN = Distillation(steps=4, substeps=5, audio_ratio=2.0, ref_ratio=1.5)
+PLAN = Distillation(4, 2.0, 1.5, substeps=5)
 DISTIL = replace(RECIPE, config=None, stages=(STAGE,), distillation=PLAN)
 DIFFUSION = {
     "sample": TINY.diffusion,
@@ -124,10 +127,10 @@ def test_a_student_like_its_teacher_has_nothing_to_learn_of_single_steps_without
     clips: tuple[PreparedClips, PreparedClips],
 ) -> None:
     model, (batch, draws) = model_of("sample"), read(clips[0], 4)
-    same = DistillationObjective(model, model, Distillation(4, 1, 1.0, 1.0))
+    same = DistillationObjective(model, model, Distillation(4, 1.0, 1.0, 1))
     assert same(batch, draws, False).max() < 1e-8
-    guided = DistillationObjective(model, model, Distillation(4, 1, 2.0, 1.5))
-    further = DistillationObjective(model, model, Distillation(4, 5, 1.0, 1.0))
+    guided = DistillationObjective(model, model, Distillation(4, 2.0, 1.5, 1))
+    further = DistillationObjective(model, model, Distillation(4, 1.0, 1.0, 5))
     assert guided(batch, draws, False).min() > 1e-6 and further(batch, draws, False)[1:].max() > 1e-6
 
 
@@ -186,6 +189,42 @@ def test_a_run_ends_with_an_adapter_that_says_how_to_sample(students: Runs, base
     assert recipe["distillation"] == {"steps": 2, "substeps": 5, "audio_ratio": 1.5, "ref_ratio": 1.25}
 
 
+def test_a_model_with_a_student_in_it_samples_as_it_was_distilled(
+    students: Runs, base: Path, tmp_path: Path
+) -> None:
+    """Trailing steps, of which the first is on pure noise, whatever the teacher's were."""
+    adapter = students.finish("first", "--base", base) / "adapter.safetensors"
+    diffusion = config_with(adapter, TINY).diffusion
+    assert (diffusion.student_steps, diffusion.spacing) == (4, "trailing")
+    assert config_with(adapter, TINY, 0.5) == TINY
+    leading = replace(TINY, diffusion=DIFFUSION["epsilon"])
+    assert leading.of_student(4).diffusion == replace(
+        DIFFUSION["epsilon"], spacing="trailing", student_steps=4
+    )
+
+    merged = tmp_path / "merged.safetensors"
+    merge(base, adapter, merged)
+    header = read_header(merged)
+    assert header.config == config_with(adapter, TINY)
+    assert header.card.limits.startswith("Distilled: ") and header.card.limits.endswith("Of no use.")
+
+
+def test_another_way_to_sample_a_student_is_refused_in_one_sentence() -> None:
+    speech = Speech(torch.zeros(4, TINY.audio.layers, TINY.audio.width), 25)
+    fits = Request(
+        torch.zeros(1, 4, 4, 4), speech, TemporalSegments(TINY.clip), steps=4, guidance=Guidance(1.0, 1.0)
+    )
+    student = TINY.of_student(4)
+    check(student, fits)
+    others = {"steps": 8, "guidance": Guidance(1.0, 1.5), "options": SamplingOptions("unipc")}
+    for name, value in others.items():
+        check(TINY, replace(fits, **{name: value}))
+        with pytest.raises(ValueError, match="distilled for 4 steps without guidance; set steps to 4, both"):
+            check(student, replace(fits, **{name: value}))
+    with pytest.raises(ValueError, match="distilled for 4 steps"):
+        next(generate(small_model(student), replace(fits, steps=5)))
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(students: Runs, base: Path) -> None:
     whole = students.finish("uninterrupted", "--base", base)
     killed = students.killed(
@@ -230,11 +269,11 @@ def test_the_plan_counts_the_teacher(tmp_path: Path) -> None:
     """Its forward passes: conditions once, and `substeps` times as many branches as have a weight."""
     flop = {
         plan: cost_of(TINY, STAGE, distillation=plan and Distillation(4, *plan)).flop
-        for plan in (None, (1, 1.0, 1.0), (2, 1.0, 1.0), (2, 3.0, 1.5))
+        for plan in (None, (1.0, 1.0, 1), (1.0, 1.0, 2), (3.0, 1.5, 2))
     }
-    branch = flop[2, 1.0, 1.0] - flop[1, 1.0, 1.0]
-    assert 0 < branch < flop[1, 1.0, 1.0] - flop[None] < flop[None]
-    assert branch < flop[2, 3.0, 1.5] - flop[2, 1.0, 1.0] < 4 * branch  # two more, with fewer conditions
+    branch = flop[1.0, 1.0, 2] - flop[1.0, 1.0, 1]
+    assert 0 < branch < flop[1.0, 1.0, 1] - flop[None] < flop[None]
+    assert branch < flop[3.0, 1.5, 2] - flop[1.0, 1.0, 2] < 4 * branch  # two more, with fewer conditions
     model = skeleton(TINY)
     weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     assert fixed_memory(model, DISTIL) - fixed_memory(model, replace(DISTIL, distillation=None)) == weights

@@ -11,7 +11,7 @@ from runs import RECIPE, TINY, Runs, contents
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loopy_model.adapter import NotAnAdapter, apply_adapter, save_adapter
+from loopy_model.adapter import NotAnAdapter, apply_adapter, config_with, save_adapter
 from loopy_model.model import Loopy
 from loopy_model.train.data import PreparedClips
 from loopy_model.train.loop import Trainer
@@ -173,6 +173,13 @@ def test_an_adapter_that_does_not_belong_is_refused(tuned, tmp_path: Path, sente
     with pytest.raises(NotAnAdapter) as refusal:
         apply_adapter(base, other, TINY)
     assert sentence.rstrip(" .") in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_a_damaged_number_of_steps_is_refused(tuned, tmp_path: Path) -> None:  # noqa: ANN001
+    _, _, path = tuned
+    other = rewritten(path, tmp_path, lambda header, tensors: header.update(student_steps="few"))
+    with pytest.raises(NotAnAdapter, match="other.safetensors has a damaged header"):
+        config_with(other, TINY)
 
 
 def test_damaged_and_missing_files_are_refused(tuned, tmp_path: Path) -> None:  # noqa: ANN001
