@@ -19,7 +19,8 @@ class Budget:
     fps: int
     clips: int
     steps: int  # of one clip
-    working: int  # beside the weights, where the nets compute
+    working: int  # beside the weights, where the denoising net computes
+    reading: int  # the same of the reference net, which reads one picture at a time
     latents: int  # of the whole video, in host memory
 
     def __str__(self) -> str:
@@ -53,6 +54,7 @@ def budget(config: LoopyConfig, request: Request) -> Budget:
         clips=-(-frames // config.clip.frames),
         steps=request.steps,
         working=working_bytes(config, height, width, request.dtype.itemsize),
+        reading=request.dtype.itemsize * _live(config, height, width),
         latents=4 * frames * channels * height * width,
     )
 
@@ -68,8 +70,12 @@ def working_bytes(config: LoopyConfig, height: int, width: int, bytes_per_value:
         reference, motion = 3, 4 * clip.motion_frames  # normed+k+v; features, their stack, k, v
         cached += sites * tokens * channels * (reference + motion)
     rows = 3 if is_small(config, height, width) else 1
-    live = rows * LIVE_COPIES * clip.frames * height * width * unet.channels[0]
-    return bytes_per_value * (cached + live)
+    return bytes_per_value * (cached + rows * clip.frames * _live(config, height, width))
+
+
+def _live(config: LoopyConfig, height: int, width: int) -> int:
+    """Values of one picture that are alive at once."""
+    return LIVE_COPIES * height * width * config.unet.channels[0]
 
 
 def _size(count: int) -> str:

@@ -82,31 +82,42 @@ def generate(model: Loopy, request: Request, before_call: BeforeCall = no_matter
     from its own latents (`past`, `start`) continues exactly.
     """
     check(model.config, request)
-    clip, options = model.config.clip, request.options
-    schedule = NoiseSchedule(model.config.diffusion)
-    starts = range(request.start, request.stop, clip.frames)
-    small = is_small(model.config, *request.portrait.shape[-2:])
-    memory = MotionMemory(model, request, before_call)
+    memory, scale = MotionMemory(model, request, before_call), model.config.latent_scale
     reference = [site.normed for site in memory.read(request.portrait)]
-
+    starts = range(request.start, request.stop, model.config.clip.frames)
     total = len(starts) * request.steps
     for number, start in enumerate(starts):
-        motion = memory.recall(start)
-        before_call("denoise")
-        conditions = _conditions(model, request, reference, motion, start)
-        predict = Predictor(
-            model, conditions, request.guidance, small, options.sparing, request.dtype, before_call
-        )
-        noise = frame_noise(request, start, clip.frames)
-        x = next(noise)
-        solver = make_solver(options.solver, schedule, request.steps, options.eta)
-        for i, timestep in enumerate(solver.timesteps):
-            x, x0 = solver.step(x, predict(x, timestep, i / request.steps), timestep, noise)
-            last = i + 1 == request.steps
-            finished = x[0, : request.stop - start] / model.config.latent_scale if last else None
+        steps = _one_clip(model, request, reference, memory, start, before_call)
+        for i, (x, x0) in enumerate(steps, 1):
+            finished = x[0, : request.stop - start] / scale if i == request.steps else None
             if finished is not None:
                 memory.remember(finished)
-            yield Step(number * request.steps + i + 1, total, x0[0] / model.config.latent_scale, finished)
+            yield Step(number * request.steps + i, total, x0[0] / scale, finished)
+
+
+def _one_clip(
+    model: Loopy,
+    request: Request,
+    reference: list[Tensor],
+    memory: "MotionMemory",
+    start: int,
+    before_call: BeforeCall,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """After every step the noisy latents and x0, (1, F, C, h, w). What a clip keeps for its steps, the keys and
+    values above all, is gone with this function before the next clip is read."""
+    motion = memory.recall(start)
+    before_call("denoise")
+    conditions = _conditions(model, request, reference, motion, start)
+    del motion  # as large as half of the keys and values made of it
+    options, small = request.options, is_small(model.config, *request.portrait.shape[-2:])
+    predict = Predictor(
+        model, conditions, request.guidance, small, options.sparing, request.dtype, before_call
+    )
+    schedule, noise = NoiseSchedule(model.config.diffusion), frame_noise(request, start, model.config.clip.frames)
+    solver, x = make_solver(options.solver, schedule, request.steps, options.eta), next(noise)
+    for i, timestep in enumerate(solver.timesteps):
+        x, x0 = solver.step(x, predict(x, timestep, i / request.steps), timestep, noise)
+        yield x, x0
 
 
 def frame_noise(request: Request, start: int, frames: int) -> Iterator[Tensor]:

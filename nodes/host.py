@@ -16,6 +16,7 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor, nn
 
 from ..loopy_model.autoencoder import Autoencoder, AutoencoderConfig
+from ..loopy_model.budget import Budget
 from ..loopy_model.config import SAMPLE_RATE, LoopyConfig
 from ..loopy_model.layers import Attention
 from ..loopy_model.model import Loopy, Part
@@ -75,6 +76,21 @@ def _managed(
         )
         for part, module in model.parts().items()
     }
+
+
+class Turns:
+    """Before each pass of a run: stops when the user cancels, and has the host load the part whose turn it is.
+    On a card that cannot hold both, the host takes the reference net off it once it has read."""
+
+    def __init__(self, hosted: HostedLoopy, needed: Budget) -> None:
+        self.hosted, self.needed = hosted, {"read": needed.reading, "denoise": needed.working}
+        self.present: Part | None = None
+
+    def __call__(self, part: Part) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        if part != self.present:
+            mm.load_models_gpu([self.hosted.patchers[part]], memory_required=self.needed[part])
+            self.present = part
 
 
 def use_host_layers(model: nn.Module, operations: type) -> None:

@@ -10,10 +10,10 @@ from torch import Tensor
 from ..loopy_model.budget import budget
 from ..loopy_model.conditions import Speech
 from ..loopy_model.guidance import Guidance
-from ..loopy_model.model import Part
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
 from ..loopy_model.sampling import Request, SamplingOptions, check, generate
+from .host import Turns
 from .types import (
     CATEGORY,
     HostedLoopy,
@@ -157,8 +157,9 @@ def _run(hosted: HostedLoopy, request: Request) -> Tensor:
     if lacking:
         raise ValueError(lacking)
     previewer = latent_preview.get_previewer(hosted.device, hosted.latent_format)
-    bar, clips = None, []
-    for step in generate(hosted.model, request, _Turns(hosted, needed.working)):
+    latents = torch.empty(needed.frames, *request.portrait.shape[1:], device=mm.intermediate_device())
+    bar, done = None, 0
+    for step in generate(hosted.model, request, Turns(hosted, needed)):
         bar = bar or comfy.utils.ProgressBar(step.total)
         x0 = hosted.latent_format.process_in(step.x0)
         bar.update_absolute(
@@ -167,23 +168,9 @@ def _run(hosted: HostedLoopy, request: Request) -> Tensor:
             previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None,
         )
         if step.finished is not None:
-            clips.append(step.finished.to(mm.intermediate_device()))
-    return torch.cat(clips)
-
-
-class _Turns:
-    """Before each pass: stops when the user cancels, and has the host load the part whose turn it is. On a
-    card that cannot hold both, the host takes the reference net off it once the clip's features are made."""
-
-    def __init__(self, hosted: HostedLoopy, working: int) -> None:
-        self.hosted, self.working = hosted, working
-        self.present: Part | None = None
-
-    def __call__(self, part: Part) -> None:
-        mm.throw_exception_if_processing_interrupted()
-        if part != self.present:
-            mm.load_models_gpu([self.hosted.patchers[part]], memory_required=self.working)
-            self.present = part
+            latents[done : done + len(step.finished)] = step.finished
+            done += len(step.finished)
+    return latents
 
 
 def _encode(hosted: HostedLoopy, vae, portrait: Tensor) -> Tensor:

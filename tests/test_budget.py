@@ -12,7 +12,7 @@ from loopy_model.motion import TemporalSegments
 from loopy_model.sampling import Request
 
 GB = 10**9
-NEEDED = Budget(frames=1000, fps=25, clips=84, steps=25, working=3 * GB, latents=2 * GB)
+NEEDED = Budget(frames=1000, fps=25, clips=84, steps=25, working=3 * GB, reading=GB, latents=2 * GB)
 
 
 @pytest.mark.parametrize("start, frames, made, clips", [(0, None, 100, 9), (24, None, 76, 7), (96, 30, 4, 1)])
@@ -26,6 +26,7 @@ def test_frames_and_clips_that_are_still_to_be_made(
     needed = budget(PUPPET, request)
     assert (needed.frames, needed.clips, needed.steps) == (made, clips, 25)
     assert needed.latents == made * 32 * 8 * 8 * 4
+    assert needed.reading == 36 * 4 * 8 * 8 * 48  # of one picture
     half = budget(PUPPET, replace(request, dtype=torch.float16))
     assert half.working == needed.working // 2 and half.latents == needed.latents  # these stay float32
 

@@ -1,5 +1,6 @@
 """Clip after clip: motion frames, resuming, cancelling, counting."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from oracles import small_model
 from torch import Tensor, nn
 
 from loopy_model import sampling
-from loopy_model.conditions import Speech
+from loopy_model.conditions import Conditions, Speech
 from loopy_model.config import PUPPET, TINY, ClipGeometry, LoopyConfig
 from loopy_model.guidance import Guidance
 from loopy_model.model import BeforeCall, Loopy, Part, no_matter
@@ -418,6 +419,26 @@ def test_nothing_runs_whose_part_was_not_announced(tiny: Loopy, ask: Callable[..
     assert min(ran.values()) > 100
     owned = [id(parameter) for net in parts.values() for parameter in net.parameters()]
     assert sorted(owned) == sorted(id(parameter) for parameter in tiny.parameters())
+
+
+def test_a_clip_leaves_nothing_behind_but_its_frames(
+    tiny: Loopy, ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At full size a clip's keys and values are a gigabyte."""
+    kept: list[weakref.ref] = []
+    encode = tiny.encode_conditions
+
+    def watched(reference: list[Tensor], motion: list[Tensor], *rest: Tensor) -> Conditions:
+        assert not [ref for ref in kept if ref() is not None]
+        conditions = encode(reference, motion, *rest)
+        kept.extend(map(weakref.ref, [*motion, conditions.sites[0].motion.k, conditions]))
+        return conditions
+
+    monkeypatch.setattr(tiny, "encode_conditions", watched)
+    for step in generate(tiny, ask(12)):
+        if step.index > 1:
+            assert not [ref for ref in kept[: len(kept) - 2] if ref() is not None]  # the stacked features
+    assert len(kept) > 3 * 3
 
 
 # --- precision ----------------------------------------------------------------------------------

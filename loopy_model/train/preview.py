@@ -102,7 +102,7 @@ def mouth_reader(spec: str) -> MouthReader | None:
     if spec == "none":
         return None
     if spec == "meter":
-        from ..evaluate.lip_sync import load_meter
+        from ..evaluate.held_out import load_meter
 
         meter = load_meter()
         return lambda frames: meter(rearrange(frames, "f h w c -> f c h w"))[:, 0]

@@ -54,7 +54,8 @@ def note(patchers, **more):
     load(patchers, **more)
 
 comfy.model_management.load_models_gpu = note
-turns = sys.modules[Sampler.__module__]._Turns(hosted, 1000)
+Budget = sys.modules[Sampler.__module__].budget.__globals__["Budget"]
+turns = sys.modules[Sampler.__module__].Turns(hosted, Budget(12, 25, 1, 1, working=2000, reading=1000, latents=0))
 for part in ("read", "read", "denoise", "denoise", "read"):
     turns(part)
 print(json.dumps({"resident": resident, "streaming": streaming, "stuck": stuck, "loaded": loaded}))
