@@ -61,7 +61,10 @@ class NoiseSchedule:
 
     def split(self, x: Tensor, prediction: Tensor, timestep: int | Tensor) -> tuple[Tensor, Tensor]:
         """Noisy latents and the net's prediction -> (x0, eps). `timestep` is one for all, or (B,)."""
-        signal, sigma = self.weights(torch.as_tensor(timestep), x)
+        if isinstance(timestep, int):
+            signal, sigma = signal_and_sigma_of(self.alphas[timestep])
+        else:
+            signal, sigma = self.weights(timestep, x)
         if self.config.prediction == "epsilon":
             return (x - sigma * prediction) / signal, prediction
         if self.config.prediction == "sample":
@@ -77,6 +80,13 @@ class NoiseSchedule:
 
 def signal_and_sigma(alpha: Tensor) -> tuple[Tensor, Tensor]:
     return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+def signal_and_sigma_of(alpha: Tensor) -> tuple[float, float]:
+    """The same of one alpha-bar as plain numbers: a tensor would have to be copied to the device, and every step
+    would wait for it."""
+    signal, sigma = signal_and_sigma(alpha)
+    return signal.item(), sigma.item()
 
 
 def _alphas_cumprod(config: DiffusionConfig) -> Tensor:

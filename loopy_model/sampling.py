@@ -113,7 +113,10 @@ def _one_clip(
     predict = Predictor(
         model, conditions, request.guidance, small, options.sparing, request.dtype, before_call
     )
-    schedule, noise = NoiseSchedule(model.config.diffusion), frame_noise(request, start, model.config.clip.frames)
+    schedule, noise = (
+        NoiseSchedule(model.config.diffusion),
+        frame_noise(request, start, model.config.clip.frames),
+    )
     solver, x = make_solver(options.solver, schedule, request.steps, options.eta), next(noise)
     for i, timestep in enumerate(solver.timesteps):
         x, x0 = solver.step(x, predict(x, timestep, i / request.steps), timestep, noise)

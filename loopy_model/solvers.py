@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .diffusion import NoiseSchedule, signal_and_sigma
+from .diffusion import NoiseSchedule, signal_and_sigma_of
 
 
 class Solver(Protocol):
@@ -36,12 +36,12 @@ class Ddim:
     ) -> tuple[Tensor, Tensor]:
         x0, noise = self.schedule.split(x, prediction, timestep)
         now, then = self.schedule.alphas[timestep], self.schedule.alpha_of(timestep - self.hop)
-        signal, sigma = (w.to(x) for w in signal_and_sigma(then))
+        signal, sigma = signal_and_sigma_of(then)
         if not self.eta:
             return signal * x0 + sigma * noise, x0
         added = self.eta**2 * (1 - then) / (1 - now) * (1 - now / then)  # variance
         kept = (1 - then - added).clamp(min=0)  # it rounds to below 0 where nothing is kept
-        return signal * x0 + kept.sqrt().to(x) * noise + added.sqrt().to(x) * next(fresh), x0
+        return signal * x0 + kept.sqrt().item() * noise + added.sqrt().item() * next(fresh), x0
 
 
 class DpmSolver:
@@ -60,22 +60,21 @@ class DpmSolver:
         return self.ahead(x, x0, timestep), x0
 
     def ahead(self, x: Tensor, x0: Tensor, timestep: int) -> Tensor:
-        """The latents one step on."""
+        """The latents one step on; remembers x0 for the next step."""
         now, then = self.schedule.alphas[timestep], self.schedule.alpha_of(self.after[timestep])
         aim = x0
         if self.before is not None and self.after[timestep] >= 0:
             x0_before, before = self.before
             # Half of the way ahead as a share of the way behind, in log signal-to-noise; 0 after pure noise.
             share = _log_snr(then).sub(_log_snr(now)) / (2 * (_log_snr(now) - _log_snr(before)))
-            aim = x0 + share.to(x) * (x0 - x0_before)
+            aim = x0 + share.item() * (x0 - x0_before)
         self.before = x0, now
-        signal, sigma = (w.to(x) for w in signal_and_sigma(now))
-        next_signal, next_sigma = (w.to(x) for w in signal_and_sigma(then))
+        (signal, sigma), (next_signal, next_sigma) = signal_and_sigma_of(now), signal_and_sigma_of(then)
         return next_signal * aim + next_sigma / sigma * (x - signal * aim)
 
 
 class UniPc:
-    """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, algorithms 5 and 6, predicting x0). Its predictor is
+    """UniPC-2, predicting x0, with B_2 (Zhao et al. 2023), here B(h) = 1 - e^-h. Its predictor is
     DPM-Solver++(2M); what the net says where that arrived corrects the step that led there, without a
     further pass."""
 
@@ -97,19 +96,20 @@ class UniPc:
         """The last step once more, now that x0 is known where it ended."""
         x, x0, alpha = self.past[-1]
         h = _log_snr(here) - _log_snr(alpha)
-        gain = -torch.expm1(-h)
-        bend, share = 0.0, torch.tensor(0.5)  # of the first step, which has no x0 before it
+        b = -torch.expm1(-h)  # B(h)
+        rho_1, rho_2 = torch.tensor(0.0), torch.tensor(0.5)  # the first step knows no x0 before it: order 1
+        older = torch.zeros_like(x)  # D_1 / r_1
         if len(self.past) == 2:
             _, x0_before, before = self.past[0]
-            behind = (_log_snr(before) - _log_snr(alpha)) / h  # minus infinity after pure noise
-            first = 1 / gain - 1 / h
-            second = 1 / gain - 2 * first / h
-            old = (first - second) / (1 - behind)
-            bend, share = (old / behind).to(x) * (x0_before - x0), first - old
-        aim = x0 + bend + share.to(x) * (x0_here - x0)
-        signal, sigma = (w.to(x) for w in signal_and_sigma(here))
-        sigma_before = signal_and_sigma(alpha)[1].to(x)
-        return sigma / sigma_before * x + signal * gain.to(x) * aim
+            r_1 = (_log_snr(before) - _log_snr(alpha)) / h  # minus infinity after pure noise
+            # rho_1 + rho_2 = g_1 and r_1 rho_1 + rho_2 = g_2, where g_k = k! h phi_(k+1)(-h) / B(h)
+            g_1 = 1 / b - 1 / h
+            g_2 = 1 / b - 2 * g_1 / h
+            rho_1 = (g_1 - g_2) / (1 - r_1)
+            rho_2, older = g_1 - rho_1, (1 / r_1).item() * (x0_before - x0)
+        aim = x0 + rho_1.item() * older + rho_2.item() * (x0_here - x0)
+        (_, sigma_before), (signal, sigma) = signal_and_sigma_of(alpha), signal_and_sigma_of(here)
+        return sigma / sigma_before * x + signal * b.item() * aim
 
 
 def _log_snr(alpha: Tensor) -> Tensor:
