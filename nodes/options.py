@@ -44,14 +44,16 @@ class LoopySamplingOptions(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.05,
-                    tooltip="Share of the steps after which guidance ends. A step without takes a third of the time.",
+                    tooltip="Share of the steps after which guidance ends. "
+                    "A step without runs one branch instead of two or three.",
                 ),
                 io.Int.Input(
                     "guidance_every",
                     default=1,
                     min=1,
                     max=10,
-                    tooltip="Works guidance out in every so many steps only; 2 saves a third of the time.",
+                    tooltip="Works guidance out in every so many steps only; "
+                    "2 saves a third of the time with three branches, less with two.",
                 ),
                 io.Int.Input(
                     "deep_every",

@@ -62,6 +62,14 @@ def ours(path: Path) -> set[str]:
     return {name.split(".")[1] for name in imports(path) if name.startswith("loopy_model.")}
 
 
+def exists(name: str) -> bool:
+    """Whether a full name is a module of ours, or something in one."""
+    path = PACKAGE.parent / name.replace(".", "/")
+    return any(p.exists() for p in (path, path.with_suffix(".py"), path.parent.with_suffix(".py"))) or (
+        (path.parent / "__init__.py").exists() and path.name in (path.parent / "__init__.py").read_text()
+    )
+
+
 EVERY_MODULE = pytest.mark.parametrize("path", MODULES, ids=name_of)
 
 
@@ -74,6 +82,12 @@ def test_arrows_go_one_way(name: str) -> None:
 def test_config_imports_nothing_of_ours_and_no_torch() -> None:
     assert ours(PACKAGE / "config.py") == set()
     assert "torch" not in {name.split(".")[0] for name in imports(PACKAGE / "config.py")}
+
+
+@EVERY_MODULE
+def test_what_is_imported_exists(path: Path) -> None:
+    """Also what is imported within functions, when somebody uses them."""
+    assert [name for name in imports(path) if name.startswith("loopy_model.") and not exists(name)] == []
 
 
 @EVERY_MODULE

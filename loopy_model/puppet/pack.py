@@ -25,11 +25,11 @@ from ..weights import (
 from .train import CLEANING
 
 
-def card(size: int) -> ModelCard:
-    """Of a model of pictures of `size` pixels."""
+def card(size: int, clips: str) -> ModelCard:
+    """Of a model of pictures of `size` pixels; `clips` says how many it was trained on."""
     return ModelCard(
         name="Loopy puppet",
-        trained_on="700 clips of 12 s: faces drawn by loopy_model.puppet.faces, speech by espeak-ng; no photograph, "
+        trained_on=f"{clips}: faces drawn by loopy_model.puppet.faces, speech by espeak-ng; no photograph, "
         "no recording of a person",
         limits=f"Animates drawn faces like the bundled portraits at {size}x{size} pixels. It shows that every part "
         "works; it cannot animate photographs. An independent implementation of the Loopy paper; ByteDance released "
@@ -49,7 +49,8 @@ def pack(lab: Path, loopy: Path, result: Path) -> Path:
     model = Loopy(config)
     load_strictly(model, load_tensors(loopy)["loopy"], loopy)
     preview = preview_colours(autoencoder, held_out_latents(lab / "prepared"))
-    header = Header(config, card(config.image_size), _sizes(autoencoder, speech, preview))
+    clips = f"{len(list((lab / 'prepared' / FOLDER).glob('train-*.safetensors')))} clips of 12 s"
+    header = Header(config, card(config.image_size, clips), _sizes(autoencoder, speech, preview))
     save_checkpoint(result, header, {"loopy": model, "speech_encoder": speech, "autoencoder": autoencoder})
     return result
 
@@ -58,7 +59,9 @@ def pack_encoders(
     autoencoder: Autoencoder, speech: SpeechEncoder, result: Path, size: int = PUPPET.image_size
 ) -> None:
     """Both encoders in one checkpoint without a model, in float32: what encodes the training clips."""
-    header = Header(replace(PUPPET, image_size=size), card(size), _sizes(autoencoder, speech, None))
+    header = Header(
+        replace(PUPPET, image_size=size), card(size, "drawn clips"), _sizes(autoencoder, speech, None)
+    )
     save_checkpoint(result, header, {"speech_encoder": speech, "autoencoder": autoencoder}, torch.float32)
 
 
