@@ -25,6 +25,7 @@ from ..pipeline import BUNDLED, Pipeline
 from ..prepare.records import write_whole
 from ..puppet.clips import draw_frames
 from ..puppet.motion import MOTION
+from ..puppet.train import judge_autoencoder
 from ..video import read_video, write_video
 from ..weights import content_digest
 from .drift import clip_statistics
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=[""],
         metavar="NAME",
         help="make only the pieces whose names begin so (face, continued, head-movement, expression, long, "
-        "long-02, ...), so that several processes can share the work",
+        "long-02, vae, speed, ...), so that several processes can share the work",
     )
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
     parser.add_argument(
@@ -121,6 +122,11 @@ class Evaluation:
                     yield Piece(name, lambda s=source, v=level, n=n: self.at_level(s, v, n))
         for n in range(args.long_faces):
             yield Piece(f"long-{n:02}", lambda n=n: self.talk_long(n))
+        yield Piece("vae-00", self.reconstruct)
+        for threads in (1, 2):
+            for branches, ratio in ((2, args.ref_ratio), (3, LEVEL_AUDIO_RATIO)):
+                name = f"speed-{threads}-threads-{branches}-branches"
+                yield Piece(name, lambda t=threads, r=ratio: self.race(t, r))
 
     def run(self) -> dict[str, dict]:
         """All pieces by name; those that are there already are read, those that are not wanted left out."""
@@ -149,9 +155,7 @@ class Evaluation:
     def talk(self, number: int) -> dict:
         """From the portrait alone."""
         truth = held_out(number, round(self.args.seconds * self.clip.fps), self.size)
-        began = time.perf_counter()
         made = self._generate(truth, number)
-        took = time.perf_counter() - began
         self._write(f"face-{number:02}", made, truth)
         with torch.inference_mode():
             through_vae = self.pipeline.decode(self.pipeline.encode(truth.frames))
@@ -165,8 +169,6 @@ class Evaluation:
             "identity_floor": identity_error(made, other),
             "flat_noise": flat_noise(made),
             "flat_noise_ceiling": flat_noise(through_vae),
-            "seconds_per_second": took * self.clip.fps / len(made),
-            "threads": torch.get_num_threads(),
             **self._movement(truth, made, truth.motion),
         }
 
@@ -214,6 +216,25 @@ class Evaluation:
             ),
             **self._movement(truth, made, truth.motion[PAST:]),
         }
+
+    def reconstruct(self) -> dict:
+        """What the autoencoder makes of the drawn truth."""
+        frames = torch.cat([held_out(n, 25, self.size).frames[::5] for n in range(self.args.faces)])
+        return judge_autoencoder(self.pipeline.vae, rearrange(frames, "f h w c -> f c h w") * 2 - 1)
+
+    def race(self, threads: int, audio_ratio: float) -> dict:
+        """From portrait and voice to frames, the second time."""
+        before, seconds = torch.get_num_threads(), self.args.level_seconds
+        truth = held_out(0, round(seconds * self.clip.fps), self.size, drawn=1)
+        guidance = Guidance(audio_ratio, self.args.ref_ratio)
+        torch.set_num_threads(threads)
+        try:
+            self._generate(truth, 0, guidance)
+            began = time.perf_counter()
+            self._generate(truth, 0, guidance)
+            return {"seconds_per_second": (time.perf_counter() - began) / seconds}
+        finally:
+            torch.set_num_threads(before)
 
     # --- tools ---------------------------------------------------------------------------
 

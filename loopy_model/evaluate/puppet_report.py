@@ -26,12 +26,17 @@ def summarise(pieces: Pieces) -> dict[str, dict]:
     results = {"faces": len(faces), **_levels(pieces)}
     if faces:
         results |= {"lip_sync": _lip_sync(faces), "picture": _picture(faces), "movement": _movement(faces)}
-        results["speed"] = _speed(faces)
     if continued := _named(pieces, "continued"):
         heads, true = (np.array([piece[key] for piece in continued]) for key in ("head", "truth"))
         results["continuation"] = continuation(heads, true, np.array([piece["last"] for piece in continued]))
     if long:
-        results |= {"rhythm": _rhythm(long), "drift": _drift(long)}
+        results |= {"rhythm": _rhythm(long), "rhythm_by_face": _rhythm_by_face(long), "drift": _drift(long)}
+    if speeds := {k.removeprefix("speed-"): v for k, v in pieces.items() if k.startswith("speed-")}:
+        results["seconds_per_second"] = {
+            name.replace("-", " "): piece["seconds_per_second"] for name, piece in speeds.items()
+        }
+    if vae := _named(pieces, "vae"):
+        results["autoencoder"] = {key: value for key, value in vae[0].items() if key.startswith("psnr")}
     return results
 
 
@@ -64,11 +69,6 @@ def _correlations(read: list, truth: list) -> dict[str, float]:
 def _picture(faces: list[dict]) -> dict[str, float]:
     keys = ("identity", "identity_ceiling", "identity_floor", "flat_noise", "flat_noise_ceiling")
     return {key: _mean(faces, key) for key in keys}
-
-
-def _speed(faces: list[dict]) -> dict[str, float]:
-    """From portrait and voice to frames, on that many threads."""
-    return {key: _mean(faces, key) for key in ("seconds_per_second", "threads")}
 
 
 def _movement(faces: list[dict]) -> dict[str, float]:
@@ -106,6 +106,17 @@ def _rhythm(long: list[dict]) -> dict[str, dict[str, float]]:
             "memoryless": rhythm_error(np.full_like(true, true.mean()), true),
             "error_of_means": abs(known_mean(made) / float(true.mean()) - 1),
         }
+    return rows
+
+
+def _rhythm_by_face(long: list[dict]) -> dict[str, dict[str, float]]:
+    """Of each face the seconds, generated and true, and by how much they differ."""
+    rows = {}
+    for number, piece in enumerate(long, 1):
+        for key in ("blink_interval", "sway_period"):
+            made, true = piece[key], piece[f"{key}_truth"]
+            made = float("nan") if made is None else made
+            rows[f"{number}_{key}"] = {"generated": made, "truth": true, "error": abs(made / true - 1)}
     return rows
 
 
