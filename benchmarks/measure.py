@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +18,8 @@ def machine(device: str) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda if device == "cuda" else "",
+        "diffusers": version("diffusers"),
     }
 
 

@@ -27,7 +27,7 @@ def test_of_twenty_motion_frames_eight_are_new_to_a_clip() -> None:
 
 
 def test_all_is_written_down_and_adds_up(tmp_path: Path) -> None:
-    arguments = ["--size", "4", "--rounds", "1", "--only", "steps", "clip", "parts", "memory"]
+    arguments = ["--size", "4", "--rounds", "1", "--only", "whole", "steps", "clip", "parts", "memory"]
     sampling.main(["--report", str(tmp_path), *arguments])
     result = json.loads((tmp_path / "benchmark.json").read_text())
     steps, clip = result["steps"]["branches"], result["clip"]
@@ -36,6 +36,9 @@ def test_all_is_written_down_and_adds_up(tmp_path: Path) -> None:
     assert base < branch < steps["audio"]["gflop"]
     assert clip["25 steps"]["tflop"] == pytest.approx(25 * steps["audio, reference, base"]["gflop"] / 1000)
     assert sum(result["parts"].values()) == pytest.approx(1)
+    whole, parts = result["whole"], [part["tflop"] for part in clip.values()]
+    assert whole["tflop_per_second"] * whole["seconds_a_clip"] == pytest.approx(sum(parts))
+    assert 0 < whole["share_of_matrix_rate"] < 1 and whole["peak_memory_gb"] > 0.1
     assert 0 < result["memory"]["more_operations"] < 0.01
     assert "| VAE |" in (tmp_path / "benchmark.md").read_text()
 
