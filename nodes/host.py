@@ -26,6 +26,7 @@ from .types import HostedLoopy
 
 ASSETS = Path(__file__).parents[1] / "assets"
 MODEL_FOLDER = "loopy"
+ADAPTER_FOLDERS = ("loopy_adapters", "loras")  # the pack's own, and where users put theirs
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 STREAMABLE = {
@@ -37,11 +38,13 @@ STREAMABLE = {
 }
 
 
-def register_model_folder() -> None:
-    """models/loopy, extra_model_paths' `loopy:` entries, and the model that comes with the pack."""
+def register_folders() -> None:
+    """models/loopy, extra_model_paths' `loopy:` entries, and what comes with the pack."""
     folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
     folder_paths.add_model_folder_path(MODEL_FOLDER, str(ASSETS / "models"))
-    folder_paths.folder_names_and_paths[MODEL_FOLDER][1].update({".safetensors", ".sft"})
+    folder_paths.add_model_folder_path(ADAPTER_FOLDERS[0], str(ASSETS / "adapters"))
+    for name in (MODEL_FOLDER, ADAPTER_FOLDERS[0]):
+        folder_paths.folder_names_and_paths[name][1].update({".safetensors", ".sft"})
 
 
 def hosted_loopy(

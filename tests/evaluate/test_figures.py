@@ -1,6 +1,7 @@
 """`evaluate figures` prints what the other commands have written, and nothing else."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,20 @@ def test_what_is_stored_has_every_figure_of_the_documents() -> None:
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="there is no folder .*nothing; check the path"):
         main(["--lab", str(tmp_path / "nothing")])
+
+
+@pytest.mark.parametrize("document, section", [("puppet.md", "## Result"), ("ablations.md", "## Results")])
+def test_the_command_prints_every_figure_of_the_documents(
+    document: str, section: str, capsys: pytest.CaptureFixture
+) -> None:
+    main([])
+    printed = [float(number) for number in re.findall(r"\d+\.\d+", capsys.readouterr().out)]
+    text = (figures.STORED.parent / document).read_text(encoding="utf-8")
+    text = text.partition(f"{section}\n")[2].partition("\n## ")[0]
+    given = {"0.25", "0.75", "1.5"}  # levels, and the ratios of the guidance
+    missing = []
+    for number, percent in re.findall(r"(?<![\w.])(\d+\.\d+)( %)?", text):
+        digits, scale = len(number.partition(".")[2]), 100 if percent else 1
+        if number not in given | {f"{value * scale:.{digits}f}" for value in printed}:
+            missing.append(number + percent)
+    assert not missing

@@ -18,6 +18,7 @@ from loopy_model.weights import ModelCard, save_checkpoint
 from scripts.client import Client, PromptError
 from scripts.host import Host
 
+STUDENT = "loopy-puppet-4-steps.safetensors"
 SERIAL = itertools.count()
 CARD = ModelCard("test", "nothing", "everything", "Apache-2.0")
 SPATIAL = "denoising_unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
@@ -88,9 +89,10 @@ def write(path: Path, tensors: dict[str, Tensor], config: LoopyConfig = PUPPET, 
     save_adapter(path, config, CARD, tensors, student_steps=steps)
 
 
-def latents(host: Host, client: Client, **values: object) -> Tensor:
+def latents(host: Host, client: Client, sampler: dict | None = None, **values: object) -> Tensor:
     """What the sampler makes, bit for bit, of one short clip with a model that was loaded so."""
     prompt = change(short_start(seed=50), "LoopyLoadModel", **values)
+    prompt = change(prompt, "LoopySampler", **(sampler or {}))
     del prompt[find(prompt, "LoopyVideoCombine")]
     # a new name each time: the host would not save again what it has in its cache
     name = f"adapter{next(SERIAL)}"
@@ -110,13 +112,13 @@ def adapters_offered(client: Client) -> list[str]:
 # Choosing
 
 
-def test_host_without_adapters_offers_none(client: Client) -> None:
-    assert adapters_offered(client) == ["none"]
+def test_host_without_adapters_offers_none_and_the_bundled_one(client: Client) -> None:
+    assert adapters_offered(client) == ["none", STUDENT]
 
 
 def test_files_of_the_folder_are_offered(client: Client, loras: Path, puppet: Pipeline) -> None:
     write(loras / "mine.safetensors", no_change(puppet))
-    assert adapters_offered(client) == ["none", "mine.safetensors"]
+    assert adapters_offered(client) == ["none", STUDENT, "mine.safetensors"]
 
 
 # What an adapter does
@@ -179,6 +181,15 @@ def test_student_samples_as_it_was_distilled_and_in_no_other_way(
     sentence = complaint(client, change(prompt, "LoopySampler", steps=25, audio_ratio=1.0, ref_ratio=1.0))
     assert_clear(sentence, "distilled for 2 steps")
     assert client.run(change(prompt, "LoopySampler", steps=2, audio_ratio=1.0, ref_ratio=1.0))
+
+
+def test_bundled_student_makes_what_the_model_makes(
+    host: Host, client: Client, loras: Path, puppet: Pipeline
+) -> None:
+    """Not bit for bit, but nearly."""
+    exact = latents(host, client, sampler={"steps": 25, "audio_ratio": 1.5, "ref_ratio": 1.5})
+    student = latents(host, client, sampler={"steps": 4, "audio_ratio": 1, "ref_ratio": 1}, adapter=STUDENT)
+    assert 0 < (student - exact).square().mean() < 0.1 * exact.var()
 
 
 # What is no adapter of this model
