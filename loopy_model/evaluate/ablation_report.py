@@ -120,7 +120,7 @@ def _curves(run_dir: Path, results: dict[str, dict]) -> "Figure":
             [row["step"] for row in rows],
             [row["validation"]["all"] for row in rows],
             color=f"C{variants.index(variant)}",
-            label=variant if first else None,
+            label=variant.replace("_", " ") if first else None,
             lw=1,
         )
     axis.set(xlabel="step", ylabel="held-out loss, all conditions", yscale="log")

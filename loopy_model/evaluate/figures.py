@@ -1,7 +1,7 @@
 """`python -m loopy_model.evaluate figures`: every figure of docs/puppet.md and docs/ablations.md, from results.
 
-Nothing is computed anew: it reads what `python -m loopy_model.puppet`, `evaluate puppet` and
-`evaluate ablations` have written in the folders that are named, and leaves out what is not there.
+Nothing is computed anew: it reads what `python -m loopy_model.puppet`, `train --recipe distill`, `evaluate puppet`
+and `evaluate ablations` have written in the folders that are named, and leaves out what is not there.
 Without any folder it reads docs/figures.json, the results that the documents show.
 """
 
@@ -28,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lab", type=Path, help="run directory of `python -m loopy_model.puppet`")
     parser.add_argument("--report", type=Path, help="report folder of `evaluate puppet`")
+    parser.add_argument("--student", type=Path, help="run directory of `train --recipe distill`")
     parser.add_argument("--ablations", type=Path, help="run directory of `evaluate ablations`")
     parser.add_argument("--store", action="store_true", help="also put these figures into docs/figures.json")
     return parser
@@ -39,16 +40,21 @@ def training(lab: Path) -> Iterator[str]:
         if rows := read_rows(lab / f"{name}.jsonl"):
             values = ", ".join(f"{key} {value:.3f}" for key, value in rows[-1].items() if key != "step")
             yield f"{name}: {rows[-1]['step']} steps; {values}"
-    rows = read_rows(lab / "loopy" / "log.jsonl")
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        own = [row for row in rows if row["stage"] == stage]
-        minutes = sum(row.get("seconds", 0) for row in own) / 60
-        losses = [row["validation"] for row in own if "validation" in row][-1]
-        shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        yield f"stage {stage}: {own[-1]['step']} steps, {minutes:.0f} min; held-out loss: {shown}"
+    yield from stages(lab / "loopy")
     packed = lab / "loopy-puppet.safetensors"
     if packed.is_file():
         yield f"{packed.name}: {packed.stat().st_size / 1e6:.2f} MB; {_parameters(packed)}"
+
+
+def stages(run_dir: Path) -> Iterator[str]:
+    """Length of each stage of a training, and its held-out losses at the end."""
+    rows = read_rows(run_dir / "log.jsonl")
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        own = [row for row in rows if row["stage"] == stage]
+        minutes = sum(row.get("seconds", 0) for row in own) / 60
+        first, *_, last = [row["validation"] for row in own if "validation" in row] * 2
+        shown = ", ".join(f"{name} {loss:.4f} (was {first[name]:.4f})" for name, loss in last.items())
+        yield f"stage {stage}: {own[-1]['step']} steps, {minutes:.0f} min; held-out loss: {shown}"
 
 
 def _parameters(checkpoint: Path) -> str:
@@ -68,6 +74,8 @@ def gathered(args: argparse.Namespace) -> dict:
         figures["training"] = list(training(args.lab))
     if args.report:
         figures["puppet"] = json.loads((args.report / "results.json").read_text())
+    if args.student:
+        figures["student"] = list(stages(args.student))
     if args.ablations:
         figures["ablations"] = by_variant(read_results(args.ablations))
     return figures
@@ -82,18 +90,22 @@ def shown(figures: dict) -> Iterator[str]:
         yield "Training\n\n" + "\n".join(figures["training"]) + "\n"
     if "puppet" in figures:
         yield "Puppet\n\n" + tables(figures["puppet"]) + "\n"
+    if "student" in figures:
+        yield "Student\n\n" + "\n".join(figures["student"]) + "\n"
     if "ablations" in figures:
         yield "Ablations\n\n" + markdown(figures["ablations"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
-    for folder in (args.lab, args.report, args.ablations):
+    for folder in (args.lab, args.report, args.student, args.ablations):
         if folder and not folder.is_dir():
             raise SystemExit(f"there is no folder {folder}; check the path.")
     figures = gathered(args) or stored()
     if not figures:
-        raise SystemExit(f"there is no {STORED}; name a folder with --lab, --report or --ablations.")
+        raise SystemExit(
+            f"there is no {STORED}; name a folder with --lab, --report, --student or --ablations."
+        )
     if args.store:
         everything = json.dumps(stored() | figures, indent=1)
         write_whole(STORED, lambda path: path.write_text(everything + "\n"))

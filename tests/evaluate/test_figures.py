@@ -34,9 +34,16 @@ def test_the_training_in_figures(lab: Path, capsys: pytest.CaptureFixture) -> No
     main(["--lab", str(lab)])
     shown = capsys.readouterr().out
     assert "speech: 400 steps; loss 0.250, open 0.912" in shown
-    assert "stage one: 2 steps, 3 min; held-out loss: all 0.7500" in shown
-    assert "stage two: 1 steps, 1 min; held-out loss: all 0.5000, no audio 0.6250" in shown
+    assert "stage one: 2 steps, 3 min; held-out loss: all 0.7500 (was 0.7500)" in shown
+    assert (
+        "stage two: 1 steps, 1 min; held-out loss: all 0.5000 (was 0.5000), no audio 0.6250 (was 0.6250)"
+        in shown
+    )
     assert "Puppet" not in shown and "Ablations" not in shown
+    main(["--student", str(lab / "loopy")])
+    assert capsys.readouterr().out.startswith(
+        "Student\n\nstage one: 2 steps, 3 min; held-out loss: all 0.7500"
+    )
 
 
 def test_the_results_in_figures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
