@@ -59,6 +59,8 @@ def hosted_loopy(
     with torch.device("meta"):
         model = Loopy(config)
     load_strictly(model, {k: v.to(dtype) for k, v in state.items()}, path, assign=True)
+    if mm.force_channels_last():  # the user's switch
+        model.to(memory_format=torch.channels_last)
     patchers = _managed(model, dtype, compute, device)
     logging.info(
         "%s: %.1f M parameters, weights in %s, computing in %s", path.name, count / 1e6, dtype, compute
