@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", choices=("reduced", "full"), default="reduced")
     parser.add_argument("--size", type=int, help="latent cells a side; else 32 reduced and 64 full")
     parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS)[:-1])
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="else all, but whole on a card alone")
     return parser
 
 
@@ -246,6 +246,10 @@ SECTIONS = {
     "growth": growth,
     "count": count,
 }
+LEFT_OUT = {
+    "cpu": {"whole", "count"},
+    "cuda": {"count"},
+}  # unless asked for: minutes on a CPU, a part of clip
 
 
 def table(result: dict) -> str:
@@ -306,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(sized(args.width, size), args.width, args.device, PRECISIONS[args.precision], args.rounds)
     args.report.mkdir(parents=True, exist_ok=True)
     result = machine(args.device) | {"precision": args.precision, "width": args.width, "latent_cells": size}
-    for name in args.only:
+    for name in args.only or [name for name in SECTIONS if name not in LEFT_OUT[args.device]]:
         result[name] = SECTIONS[name](bench)
         (args.report / "benchmark.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     (args.report / "benchmark.md").write_text(table(result), encoding="utf-8")
