@@ -1,5 +1,6 @@
 """The bundled puppet model on held-out faces, voices and text; sampled for real."""
 
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 pytest.importorskip("espeakng_loader")
 
 from loopy_model.config import PUPPET, PUPPET_RATIOS, SAMPLE_RATE
-from loopy_model.evaluate.held_out import flat_noise, held_out, load_meter, measure
+from loopy_model.evaluate.held_out import correlation, flat_noise, held_out, load_meter, measure
 from loopy_model.evaluate.puppet import BLINK, FIRST_LONG, HEAD, PAST, Evaluation, build_parser
 from loopy_model.evaluate.puppet_report import summarise
 from loopy_model.evaluate.rhythm import blink_interval, sway_period
@@ -19,6 +20,7 @@ from loopy_model.puppet.motion import MOTION
 from loopy_model.video import read_video
 
 GUIDANCE = Guidance(*PUPPET_RATIOS)
+ADAPTERS = BUNDLED.parents[1] / "adapters"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,20 @@ def test_a_higher_level_moves_more(asked: Namespace, source: str, measured: str)
     )
     low, middle, high = (sum(values) for values in levels)
     assert 3 * low < middle < high
+
+
+def test_the_student_talks_as_its_teacher_in_a_third_of_the_time(pipeline: Pipeline) -> None:
+    student = Pipeline(BUNDLED, ADAPTERS / "loopy-puppet-4-steps.safetensors")
+    truth, meter, opening = held_out(0, 60, PUPPET.image_size), load_meter(), MOTION.index("open")
+    found = []
+    for model, guidance, steps in ((pipeline, GUIDANCE, 25), (student, Guidance(1.0, 1.0), 4)):
+        began = time.perf_counter()
+        frames = model(truth.portrait, truth.waveform, SAMPLE_RATE, guidance, steps, 0)
+        seconds, read = time.perf_counter() - began, measure(meter, frames)[:, opening]
+        found.append((seconds, correlation(read, truth.motion[:, opening]), flat_noise(frames), frames))
+    (slow, best, clean, exact), (fast, sync, noise, made) = found
+    assert fast < 0.33 * slow and sync > best - 0.1 and noise < clean + 0.001
+    assert (made - exact).square().mean() < 0.003  # 25 dB
 
 
 def test_silence_keeps_the_mouth_closed(pipeline: Pipeline) -> None:
