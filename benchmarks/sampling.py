@@ -295,8 +295,9 @@ def plot(growth: dict, path: Path) -> None:
     figure, places = plt.subplots(1, len(growth), figsize=(4 * len(growth), 3.4), layout="constrained")
     for place, (axis, points) in zip(places, growth.items()):
         x = [int(n) for n in points]
-        place.plot(x, [point["seconds"] for point in points.values()], "o-")
-        place.set(xlabel=axis, ylim=0, xlim=0)
+        y = [point["seconds"] for point in points.values()]
+        place.plot(x, y, "o-")
+        place.set(xlabel=axis, ylim=(0, 1.1 * max(y)), xlim=0)
         place.set_ylabel("seconds")
         place.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

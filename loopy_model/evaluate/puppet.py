@@ -223,16 +223,18 @@ class Evaluation:
         return judge_autoencoder(self.pipeline.vae, rearrange(frames, "f h w c -> f c h w") * 2 - 1)
 
     def race(self, threads: int, audio_ratio: float) -> dict:
-        """From portrait and voice to frames, the second time."""
-        before, seconds = torch.get_num_threads(), self.args.level_seconds
-        truth = held_out(0, round(seconds * self.clip.fps), self.size, drawn=1)
+        """From portrait and voice to four whole clips of frames, the faster of two after one that is not counted."""
+        before, seconds = torch.get_num_threads(), 4 * self.clip.frames / self.clip.fps
+        truth = held_out(0, 4 * self.clip.frames, self.size, drawn=1)
         guidance = Guidance(audio_ratio, self.args.ref_ratio)
         torch.set_num_threads(threads)
         try:
-            self._generate(truth, 0, guidance)
-            began = time.perf_counter()
-            self._generate(truth, 0, guidance)
-            return {"seconds_per_second": (time.perf_counter() - began) / seconds}
+            taken = []
+            for _ in range(3):
+                began = time.perf_counter()
+                self._generate(truth, 0, guidance)
+                taken.append(time.perf_counter() - began)
+            return {"seconds_per_second": min(taken[1:]) / seconds}
         finally:
             torch.set_num_threads(before)
 
