@@ -119,7 +119,8 @@ class Ablations:
         """Makes what is missing of the pieces and of the held-out loss, which comes last."""
         whole = pack(self.lab, loopy, folder / "whole.safetensors")
         files = ["--report", folder / MEASURED, "--model", whole, "--meter", self.lab / METER]
-        Evaluation(puppet_parser().parse_args([*map(str, files), *SETTINGS.split()])).run()
+        asked = [*map(str, files), *SETTINGS.split(), "--only", "face", "continued", "long"]
+        Evaluation(puppet_parser().parse_args(asked)).run()
         if not (folder / LOSS).is_file():
             losses = json.dumps(self.held_out_loss(whole))
             write_whole(folder / LOSS, lambda path: path.write_text(losses))

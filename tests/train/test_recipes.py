@@ -97,7 +97,9 @@ def test_an_unknown_optimizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_is_not_there_is_refused_with_the_names_of_those_that_are() -> None:
-    with pytest.raises(ValueError, match="there is no recipe lopy; choose loopy, puppet, finetune, or give"):
+    with pytest.raises(
+        ValueError, match="there is no recipe lopy; choose loopy, puppet, finetune, distill, or give"
+    ):
         read_recipe("lopy")
 
 
