@@ -1,7 +1,7 @@
 """What each sampling option costs in quality and saves in time, on the bundled model.
 
     python -m benchmarks.options --report runs/options
-    python -m benchmarks.options --report runs/options --student adapter.safetensors --student-steps 4
+    python -m benchmarks.options --report runs/options --student adapter.safetensors
 
 Held-out faces with unheard voices. Lip sync and identity as `loopy_model.evaluate puppet` measures them;
 the distance to the exact video (25 steps of DDIM, same noise) in dB. Writes options.json and options.md.
@@ -89,13 +89,14 @@ def make(pipeline: Pipeline, truth: HeldOut, number: int, choice: Choice) -> Mad
     return Made(frames, time.perf_counter() - began)
 
 
-def run(
-    model: Path, faces: int, seconds: float, choices: dict[str, Choice], student: Path | None = None
-) -> dict[str, dict[str, float]]:
+def run(model: Path, faces: int, seconds: float, student: Path | None = None) -> dict[str, dict[str, float]]:
     """Per choice the mean over faces; every face is made by all choices before the next, so that a machine
     that is slow for a while is slow for all."""
     pipeline, meter = Pipeline(model), load_meter()
-    taught = Pipeline(model, student) if student else pipeline
+    choices, taught = CHOICES, pipeline
+    if student:
+        taught = Pipeline(model, student)
+        choices = CHOICES | choices_of_student(taught.config.diffusion.student_steps)
     rows: dict[str, list[list[float]]] = {name: [] for name in choices}
     for number in range(faces):
         truth = held_out(number, round(seconds * pipeline.config.clip.fps), pipeline.config.image_size)
@@ -140,11 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--faces", type=int, default=8, help="each with its own voice (8)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each face's video (3)")
     parser.add_argument("--student", type=Path, help="adapter that recipe distill made of the model")
-    parser.add_argument("--student-steps", type=int, default=4, help="for which it was distilled (4)")
     args = parser.parse_args(arguments)
     args.report.mkdir(parents=True, exist_ok=True)
-    choices = CHOICES | (choices_of_student(args.student_steps) if args.student else {})
-    result = run(args.model, args.faces, args.seconds, choices, args.student)
+    result = run(args.model, args.faces, args.seconds, args.student)
     (args.report / "options.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
     (args.report / "options.md").write_text(table(result), encoding="utf-8")
     print(table(result))

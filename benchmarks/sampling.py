@@ -246,10 +246,8 @@ SECTIONS = {
     "growth": growth,
     "count": count,
 }
-LEFT_OUT = {
-    "cpu": {"whole", "count"},
-    "cuda": {"count"},
-}  # unless asked for: minutes on a CPU, a part of clip
+# Unless asked for: `whole` takes minutes on a CPU, and `count` is a part of `clip`.
+LEFT_OUT = {"cpu": {"whole", "count"}, "cuda": {"count"}}
 
 
 def table(result: dict) -> str:

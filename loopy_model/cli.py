@@ -8,10 +8,15 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .config import PUPPET_RATIOS
 from .pipeline import BUNDLED
 from .solvers import SOLVERS
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+    from .sampling import Request
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,20 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def generate(arguments: Sequence[str]) -> None:
-    import numpy as np
-    import torch
-    from av import FFmpegError
-    from PIL import Image
-    from tqdm import tqdm
-
     from .adapter import NotAnAdapter
     from .budget import budget
-    from .config import SAMPLE_RATE
-    from .diffusion import NoiseSchedule
-    from .guidance import Guidance
     from .pipeline import Pipeline
-    from .sampling import SamplingOptions, check
-    from .video import read_voice, write_video
     from .weights import NotALoopyModel
 
     args = build_parser().parse_args(arguments)
@@ -69,31 +63,54 @@ def generate(arguments: Sequence[str]) -> None:
         pipeline = Pipeline(args.model, args.adapter, args.adapter_strength)
     except (NotALoopyModel, NotAnAdapter) as error:
         raise SystemExit(str(error)) from error
-    guidance = Guidance(args.audio_ratio, args.ref_ratio)
-    try:
-        options = SamplingOptions(args.solver, args.eta)
-        NoiseSchedule(pipeline.config.diffusion).timesteps(args.steps)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    try:
-        with Image.open(args.portrait) as picture:
-            portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-        voice = read_voice(args.voice, SAMPLE_RATE)
-        request = pipeline.request(portrait, voice, guidance, args.steps, args.seed, options=options)
-    except (OSError, FFmpegError) as error:
-        raise SystemExit(
-            f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
-        ) from error
-    try:
-        check(pipeline.config, request)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    request = _request(args, pipeline)
     needed = budget(pipeline.config, request)
     if not needed.frames:
         raise SystemExit(
             f"{args.voice} has no sound, or less than half a video frame (20 ms); choose a longer recording."
         )
     print(needed, file=sys.stderr)
+    _write(args, pipeline, request)
+    print(args.output)
+
+
+def _request(args: argparse.Namespace, pipeline: "Pipeline") -> "Request":
+    """What is asked for, with portrait and voice encoded; what is not possible is refused before."""
+    import numpy as np
+    import torch
+    from av import FFmpegError
+    from PIL import Image
+
+    from .config import SAMPLE_RATE
+    from .diffusion import NoiseSchedule
+    from .guidance import Guidance
+    from .sampling import SamplingOptions, check
+    from .video import read_voice
+
+    guidance = Guidance(args.audio_ratio, args.ref_ratio)
+    try:
+        options = SamplingOptions(args.solver, args.eta)
+        NoiseSchedule(pipeline.config.diffusion).timesteps(args.steps)
+        check(pipeline.config, args.steps, guidance, options)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    try:
+        with Image.open(args.portrait) as picture:
+            portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+        voice = read_voice(args.voice, SAMPLE_RATE)
+        return pipeline.request(portrait, voice, guidance, args.steps, args.seed, options=options)
+    except (OSError, FFmpegError) as error:
+        raise SystemExit(
+            f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
+        ) from error
+
+
+def _write(args: argparse.Namespace, pipeline: "Pipeline", request: "Request") -> None:
+    """Clip after clip into the file, with a progress bar."""
+    from tqdm import tqdm
+
+    from .video import write_video
+
     with tqdm(unit="step") as bar:
 
         def show(step) -> None:
@@ -105,7 +122,6 @@ def generate(arguments: Sequence[str]) -> None:
             write_video(args.output, clips, Fraction(pipeline.config.clip.fps), args.voice)
         except OSError as error:
             raise SystemExit(f"cannot write {args.output}: {error.strerror}.") from error
-    print(args.output)
 
 
 def merge(arguments: Sequence[str]) -> None:

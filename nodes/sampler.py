@@ -129,22 +129,23 @@ class LoopySampler(io.ComfyNode):
         options: SamplingOptions | None = None,
     ) -> io.NodeOutput:
         settings = motion_frames or MotionFrameSettings(TemporalSegments(loopy_model.config.clip), None)
+        guidance, options = Guidance(audio_ratio, ref_ratio), options or SamplingOptions()
         _check(loopy_model, loopy_audio, settings, start_frame, motion_latents)
+        check(loopy_model.config, steps, guidance, options)
         request = Request(
             portrait=_encode(loopy_model, vae, portrait),
             speech=loopy_audio,
             segments=settings.segments,
             seed=seed,
             steps=steps,
-            guidance=Guidance(audio_ratio, ref_ratio),
-            options=options or SamplingOptions(),
+            guidance=guidance,
+            options=options,
             start=start_frame,
             frames=frames or None,
             past=settings.past,
             motion_latents=motion_latents,
             dtype=loopy_model.compute_dtype,
         )
-        check(loopy_model.config, request)
         return io.NodeOutput({"samples": _run(loopy_model, request)})
 
 

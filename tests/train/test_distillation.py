@@ -210,19 +210,17 @@ def test_a_model_with_a_student_in_it_samples_as_it_was_distilled(
 
 
 def test_another_way_to_sample_a_student_is_refused_in_one_sentence() -> None:
-    speech = Speech(torch.zeros(4, TINY.audio.layers, TINY.audio.width), 25)
-    fits = Request(
-        torch.zeros(1, 4, 4, 4), speech, TemporalSegments(TINY.clip), steps=4, guidance=Guidance(1.0, 1.0)
-    )
-    student = TINY.of_student(4)
-    check(student, fits)
-    others = {"steps": 8, "guidance": Guidance(1.0, 1.5), "options": SamplingOptions("unipc")}
-    for name, value in others.items():
-        check(TINY, replace(fits, **{name: value}))
+    fits, student = (4, Guidance(1.0, 1.0), SamplingOptions()), TINY.of_student(4)
+    check(student, *fits)
+    for place, other in enumerate((8, Guidance(1.0, 1.5), SamplingOptions("unipc"))):
+        asked = [*fits[:place], other, *fits[place + 1 :]]
+        check(TINY, *asked)
         with pytest.raises(ValueError, match="distilled for 4 steps without guidance; set steps to 4, both"):
-            check(student, replace(fits, **{name: value}))
+            check(student, *asked)
+    speech = Speech(torch.zeros(4, TINY.audio.layers, TINY.audio.width), 25)
+    request = Request(torch.zeros(1, 4, 4, 4), speech, TemporalSegments(TINY.clip), steps=5)
     with pytest.raises(ValueError, match="distilled for 4 steps"):
-        next(generate(small_model(student), replace(fits, steps=5)))
+        next(generate(small_model(student), request))
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(students: Runs, base: Path) -> None:
