@@ -1,5 +1,6 @@
 """The training objective (paper eq. 1 and 3.4): draws, what is dropped, and the loss."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -16,6 +17,7 @@ from loopy_model.train.objective import (
     Batch,
     ConditionDropping,
     Draws,
+    dealt,
     draw,
     loss_per_sample,
     stratified,
@@ -121,8 +123,9 @@ def test_a_power_below_one_draws_noisy_timesteps_more_often() -> None:
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 24])
 @pytest.mark.parametrize("p", [0.10, 0.15, 0.49])
+@pytest.mark.parametrize("stratified", [stratified, dealt])
 def test_stratified_draws_have_the_exact_marginal(
-    batch: int, p: float, monkeypatch: pytest.MonkeyPatch
+    batch: int, p: float, stratified: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator, grid, below = torch.Generator().manual_seed(0), 1000, 0
     for i in range(grid):  # every offset once, instead of at random
@@ -133,10 +136,23 @@ def test_stratified_draws_have_the_exact_marginal(
     assert below / (grid * batch) == pytest.approx(p, abs=1 / grid)
 
 
-def test_stratified_draws_have_one_value_in_each_part(generator: torch.Generator) -> None:
+@pytest.mark.parametrize("stratified", [stratified, dealt])
+def test_stratified_draws_have_one_value_in_each_part(
+    stratified: Callable, generator: torch.Generator
+) -> None:
     for batch in (1, 5, 24):
         values = stratified(batch, generator)
         assert (values * batch).long().sort().values.tolist() == list(range(batch))
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_processes_have_equally_many_samples_with_motion_frames(
+    processes: int, generator: torch.Generator
+) -> None:
+    """Or one more: the motion frames of a sample cost as much as the sample."""
+    for _ in range(200):
+        kept = draw(24, 1000, ConditionDropping(), generator).keep_motion.reshape(processes, -1).sum(1)
+        assert kept.max() - kept.min() <= 1
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 24, 32, 100])

@@ -28,7 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clips", type=int, default=700, help="training clips of 12 s (700)")
     parser.add_argument("--test-clips", type=int, default=16, help="held-out clips of 12 s (16)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw and encode clips (1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that encode clips and train the model (1)"
+    )
     return parser
 
 

@@ -1,6 +1,7 @@
 """Every step from nothing to the bundled model, in one run directory."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from multiprocessing import get_context
@@ -12,6 +13,7 @@ from ..autoencoder import Autoencoder
 from ..config import PUPPET
 from ..prepare.records import write_whole
 from ..train.export import train
+from ..train.processes import in_processes
 from ..train.stages import RECIPES
 from .clips import SPLITS, encode_share, trained_encoders, write_clips
 from .fit import load_network
@@ -93,7 +95,10 @@ class Laboratory:
     def model(self) -> Path:
         recipe = RECIPES["puppet"]
         recipe = replace(recipe, config=replace(recipe.config, image_size=self.size))
-        return train(recipe, self.run_dir / "prepared", self.run_dir / "loopy")
+        processes = math.gcd(
+            self.workers, *(stage.batch for stage in recipe.stages)
+        )  # equal shares of a batch
+        return in_processes(processes, train, recipe, self.run_dir / "prepared", self.run_dir / "loopy")[0]
 
     def pack(self) -> None:
         print(pack(self.run_dir, self.model(), self.run_dir / "loopy-puppet.safetensors"))

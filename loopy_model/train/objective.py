@@ -52,9 +52,25 @@ class Draws:
 def stratified(batch: int, generator: torch.Generator) -> Tensor:
     """Uniform (B,) in [0, 1) with one value in each B-th: the rates are exact in the mean, and the
     number of kept samples hardly varies, which keeps tensor shapes few."""
+    return _strata(batch, generator)[torch.randperm(batch, generator=generator)]
+
+
+def dealt(batch: int, generator: torch.Generator) -> Tensor:
+    """The same, low and high values in turn: what a process has of the batch holds its share of either.
+    Samples that keep their motion frames take twice the time, and the slowest process is waited for."""
+    order = sorted(range(batch), key=_bits_reversed)
+    first = int(torch.randint(batch, (), generator=generator))
+    return _strata(batch, generator)[order].roll(first)
+
+
+def _strata(batch: int, generator: torch.Generator) -> Tensor:
     offset = torch.rand((), generator=generator).double()  # in float32 the last value rounds up to 1
-    values = (torch.arange(batch) + offset) / batch
-    return values[torch.randperm(batch, generator=generator)]
+    return (torch.arange(batch) + offset) / batch
+
+
+def _bits_reversed(number: int) -> int:
+    """Neighbours in the order of these lie far apart (van der Corput)."""
+    return int(f"{number:032b}"[::-1], 2)
 
 
 def draw(
@@ -66,7 +82,7 @@ def draw(
 ) -> Draws:
     """All draws of a step but the noise, from one CPU generator: a step can be repeated exactly.
     Timesteps are `train_steps` * u ** `timestep_power`, u uniform: below 1 draws noisy ones more often."""
-    u = stratified(batch, generator)  # one number decides reference and motion frames together
+    u = dealt(batch, generator)  # one number decides reference and motion frames together
     keep_reference = u >= dropping.reference
     keep_motion = u >= dropping.reference + (1 - dropping.reference) * dropping.motion
     alone = dropping.audio if dropping.audio_without_reference is None else dropping.audio_without_reference

@@ -11,6 +11,9 @@ import pytest
 import torch
 from runs import RECIPE, TINY, Runs, contents, free_port, has_logged, log_of, place_of, state_of
 
+from loopy_model.train.export import train
+from loopy_model.train.processes import in_processes
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -59,6 +62,16 @@ def test_torchrun_with_two_processes_equals_one(runs: Runs, finished: Path) -> N
     losses, expected = ([row["loss"] for row in log_of(p) if "loss" in row] for p in (path, finished))
     assert losses == pytest.approx(expected, rel=1e-6)
     assert "of 5" in (path / "report.md").read_text() and (path / "curves.png").stat().st_size > 10_000
+
+
+def test_two_processes_without_a_launcher_equal_one(runs: Runs, finished: Path) -> None:
+    """And what goes wrong in them is what the caller sees."""
+    path = runs.folder / "without_launcher"
+    assert in_processes(2, train, RECIPE, runs.data, path) == [path / "loopy.safetensors"] * 2
+    tensors, known = (contents(p / "loopy.safetensors")[1] for p in (path, finished))
+    assert all(torch.allclose(tensors[key], known[key], rtol=0, atol=1e-4) for key in known)
+    with pytest.raises(ValueError, match="was begun with another recipe .*seed was 0, now 1"):
+        in_processes(2, train, replace(RECIPE, seed=1), runs.data, path)
 
 
 def test_two_processes_that_accumulate_equal_one(runs: Runs, finished: Path) -> None:
