@@ -22,8 +22,13 @@ def clip_statistics(frames: Tensor, clip: int) -> dict[str, np.ndarray]:
     }
 
 
+def stretches(values: np.ndarray, clips: int) -> np.ndarray:
+    """Means over so many clips in a row each; a shorter last stretch is left out."""
+    return rearrange(values[: len(values) // clips * clips], "(n c) -> n c", c=clips).mean(1)
+
+
 def drift(values: np.ndarray) -> float:
-    """Largest deviation of any clip from the first, as a share of the first."""
+    """Largest deviation of any value from the first, as a share of the first."""
     return float(np.abs(values / values[0] - 1).max())
 
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config import PUPPET
 from ..puppet.motion import MOTION
 from . import page
-from .drift import STATISTICS, drift, trend
+from .drift import STATISTICS, drift, stretches, trend
 from .rhythm import continuation, known_mean, rhythm_error
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ Pieces = dict[str, dict]
 MOUTH = ("open", "width")
 SHEET = "contact_sheet.jpg"
 KINDS = ("generated", "truth", "equal_pose", "ceiling")  # of the curves of a long video
+TEN_SECONDS = round(10 * PUPPET.clip.fps / PUPPET.clip.frames)  # in clips
 
 
 def summarise(pieces: Pieces) -> dict[str, dict]:
@@ -30,7 +32,10 @@ def summarise(pieces: Pieces) -> dict[str, dict]:
         heads, true = (np.array([piece[key] for piece in continued]) for key in ("head", "truth"))
         results["continuation"] = continuation(heads, true, np.array([piece["last"] for piece in continued]))
     if long:
-        results |= {"rhythm": _rhythm(long), "rhythm_by_face": _rhythm_by_face(long), "drift": _drift(long)}
+        results |= {"rhythm": _rhythm(long), "rhythm_by_face": _rhythm_by_face(long)}
+        results["drift"] = _drift(long)
+    if lasting := [piece for piece in long if len(piece["statistics"]["mean"]) >= 2 * TEN_SECONDS]:
+        results["drift_over_turns"] = _drift_over_turns(lasting)
     if speeds := {k.removeprefix("speed-"): v for k, v in pieces.items() if k.startswith("speed-")}:
         results["seconds_per_second"] = {
             name.replace("-", " "): piece["seconds_per_second"] for name, piece in speeds.items()
@@ -126,6 +131,18 @@ def _drift(long: list[dict]) -> dict[str, dict[str, float]]:
     equal pose each clip is compared with the drawing of the face in the poses that the meter reads from it,
     and the ceiling is that of the truth after the VAE: what the VAE and the meter's reading leave."""
     return {kind: _largest([_curves(piece)[kind] for piece in long]) for kind in KINDS}
+
+
+def _drift_over_turns(long: list[dict]) -> dict[str, dict[str, float]]:
+    """The largest deviation of ten seconds from the first ten. They hold the same poses, whole numbers of
+    blinks and turns at either tempo (2 and 5 s), so what is left of the difference is drift."""
+    found: dict[str, dict[str, float]] = {}
+    for kind in ("generated", "truth"):
+        videos = [_curves(piece)[kind] for piece in long]
+        found[kind] = {
+            name: max(drift(stretches(v[name], TEN_SECONDS)) for v in videos) for name in STATISTICS
+        }
+    return found
 
 
 def _curves(piece: dict) -> dict[str, dict[str, np.ndarray]]:

@@ -116,21 +116,31 @@ def test_rhythm_errors_are_of_each_face_and_of_the_means() -> None:
     assert none["blink_interval"]["memoryless"] == pytest.approx((1 + 1 / 3) / 2)  # 4 s of 2 and of 6
 
 
+STEADY = {"blink_interval": 3.0, "blink_interval_truth": 3.0, "sway_period": 3.0, "sway_period_truth": 3.0}
+
+
 def test_drift_at_equal_pose_leaves_out_what_the_face_does() -> None:
     """What the poses explain is no drift, even where the truth was steady."""
-    long = {
-        "blink_interval": 3.0,
-        "blink_interval_truth": 3.0,
-        "sway_period": 3.0,
-        "sway_period_truth": 3.0,
-    }
-    found = summarise({"long-00": {**long, **DRIFTING}})["drift"]
+    found = summarise({"long-00": {**STEADY, **DRIFTING}})["drift"]
     assert found["generated"]["mean"] == pytest.approx(0.25)
     assert found["generated"]["mean_trend"] == pytest.approx(0.2 / 1.05)  # the line starts at 1.05
     assert found["truth"]["mean"] == 0
     assert found["equal_pose"]["mean"] == pytest.approx(0.05)
     assert found["equal_pose"]["mean_trend"] == pytest.approx(0.0, abs=1e-9)
     assert found["ceiling"]["mean"] == pytest.approx(0.1)
+
+
+def test_drift_over_turns_compares_ten_seconds_with_the_first_ten() -> None:
+    turning = [1.0, 1.0, 1.3] * 7  # 21 clips, ten seconds: the same in each stretch
+    darker = {"mean": turning + [0.9 * v for v in turning], "contrast": turning * 2, "sharpness": turning * 2}
+    level = {name: [1.0] * 42 for name in STATISTICS}
+    assert "drift_over_turns" not in summarise({"long-00": {**STEADY, **DRIFTING}})  # too short
+    others = {f"statistics{key}": level for key in ("_truth", "_posed", "_ceiling", "_ceiling_posed")}
+    found = summarise({"long-00": {**STEADY, "statistics": darker, **others}})
+    assert found["drift"]["generated"]["contrast"] == pytest.approx(0.3)
+    over = found["drift_over_turns"]
+    assert over["generated"] == pytest.approx({"mean": 0.1, "contrast": 0, "sharpness": 0}, abs=1e-9)
+    assert over["truth"] == pytest.approx(dict.fromkeys(STATISTICS, 0), abs=1e-9)
 
 
 def test_glo_of_read_poses_is_that_of_the_drawn_landmarks() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopy_model.evaluate.drift import clip_statistics, drift, trend
+from loopy_model.evaluate.drift import clip_statistics, drift, stretches, trend
 from loopy_model.evaluate.held_out import flat_noise
 from loopy_model.evaluate.rhythm import (
     blink_interval,
@@ -101,6 +101,13 @@ def test_sharpness_by_hand() -> None:
 
 def test_trend_is_the_slope_of_a_line_as_a_share_of_its_start() -> None:
     assert trend(np.array([2.0, 2.1, 2.2])) == pytest.approx(0.1)
+
+
+def test_stretches_of_whole_turns_drift_only_where_the_video_does() -> None:
+    turning = np.tile([1.0, 2.0, 3.0], 4)
+    assert stretches(turning, 3).tolist() == [2.0] * 4 and drift(turning) == 2
+    assert stretches(np.append(turning, 9.0), 3).tolist() == [2.0] * 4  # what is left over does not count
+    assert drift(stretches(turning * np.repeat([1, 1.1], 6), 3)) == pytest.approx(0.1)
 
 
 def test_flat_noise_sees_grain_but_no_gradient() -> None:
