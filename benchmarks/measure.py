@@ -1,6 +1,7 @@
 """What the benchmarks measure with: time, operations, memory, and the machine's own limit."""
 
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -20,7 +21,22 @@ def machine(device: str) -> dict[str, str | int]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device == "cuda" else "",
         "diffusers": version("diffusers"),
+        "clocks": clocks() if device == "cuda" else "",
     }
+
+
+def clocks() -> str:
+    """Of the card and of its memory while it works, and the power that it may draw; "" without nvidia-smi."""
+    if torch.cuda.is_available():
+        a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+        for _ in range(400):  # queued: about a second of work
+            a @ a
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return found.splitlines()[0]
 
 
 def seconds(work: Work, device: str) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import long_voice, options, sampling
-from benchmarks.measure import in_turns, operations
+from benchmarks.measure import clocks, in_turns, operations
 from benchmarks.subjects import BRANCHES, Sampling, sized, yardsticks
 from loopy_model.adapter import save_adapter
 from loopy_model.config import LOOPY, PUPPET
@@ -18,6 +18,15 @@ from loopy_model.weights import ModelCard
 def test_operations_are_two_for_each_multiplication() -> None:
     a, b = torch.empty(3, 5, device="meta"), torch.empty(5, 7, device="meta")
     assert operations(lambda: a @ b) == 2 * 3 * 5 * 7
+
+
+def test_clocks_are_what_the_driver_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert clocks() == ""
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho 1980 MHz, 2619 MHz, 700.00 W\n")
+    driver.chmod(0o755)
+    assert clocks() == "1980 MHz, 2619 MHz, 700.00 W"
 
 
 def test_of_twenty_motion_frames_eight_are_new_to_a_clip() -> None:
@@ -36,6 +45,7 @@ def test_all_is_written_down_and_adds_up(tmp_path: Path) -> None:
     assert base < branch < steps["audio"]["gflop"]
     assert clip["25 steps"]["tflop"] == pytest.approx(25 * steps["audio, reference, base"]["gflop"] / 1000)
     assert sum(result["parts"].values()) == pytest.approx(1)
+    assert {"spatial attention", "reference attention", "audio attention"} < result["parts"].keys()
     whole, parts = result["whole"], [part["tflop"] for part in clip.values()]
     assert whole["tflop_per_second"] * whole["seconds_a_clip"] == pytest.approx(sum(parts))
     assert 0 < whole["share_of_matrix_rate"] < 1 and whole["peak_memory_gb"] > 0.1
