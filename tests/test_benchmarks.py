@@ -1,6 +1,8 @@
 """The benchmark counts and compares rightly, and a step is as fast as is claimed."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,17 @@ def test_a_step_of_two_branches_is_about_as_fast_as_two_passes_of_animatediff() 
 def test_a_long_voice_needs_hardly_more_memory() -> None:
     first, last = long_voice.peaks([0.5, 2]).values()
     assert 2e8 < first and last <= 1.1 * first
+
+
+def test_a_clip_is_measured_in_the_real_host(tmp_path: Path) -> None:
+    """In a process of its own, which becomes a ComfyUI. There is no card here to be made small."""
+    small = ["--width", "reduced", "--size", "4", "--steps", "2", "--precision", "fp32", "--gigabytes", "4"]
+    command = [sys.executable, "-m", "benchmarks.small_card", "--report", str(tmp_path), *small]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert result["card_gb"] == 4 and result["seconds_a_clip"] > 0 and result["peak_memory_gb"] > 0.5
+    assert "| seconds_a_clip | peak_memory_gb |" in done.stdout
 
 
 def test_options_are_compared_with_the_exact_video(tmp_path: Path) -> None:
