@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--report", type=Path, required=True, help="folder for what was measured")
     parser.add_argument("--model", type=Path, default=BUNDLED, help="checkpoint (the bundled puppet)")
-    parser.add_argument("--faces", type=int, default=8, help="each with its own voice (8)")
+    parser.add_argument("--faces", type=int, default=8, help="each with its own sentences (8)")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each face's video (3)")
     parser.add_argument("--student", type=Path, help="adapter that recipe distill made of the model")
     args = parser.parse_args(arguments)

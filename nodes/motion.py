@@ -14,7 +14,7 @@ class LoopyMotionFrames(io.ComfyNode):
             category=CATEGORY,
             description="The temporal segment module: how far a clip looks back, and how. Five segments of 4, 8, 16, 32 and "
             "64 past frames give four motion frames each. Connect earlier latents to continue a video. "
-            "Optional: without this node the sampler uses the paper's setting.",
+            "Optional: without this node the sampler uses the model's own setting.",
             inputs=[
                 io.Combo.Input(
                     "sampling",
@@ -28,7 +28,7 @@ class LoopyMotionFrames(io.ComfyNode):
                     min=1,
                     max=32,
                     tooltip="Motion frames per segment (s). stride x segments must be what the model was trained "
-                    "with: 20.",
+                    "with (20 in the paper and in the bundled model).",
                 ),
                 io.Int.Input(
                     "ratio",

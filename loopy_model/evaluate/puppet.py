@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--meter", type=Path, default=METER, help="face meter of the laboratory (the bundled one)"
     )
-    parser.add_argument("--faces", type=int, default=16, help="faces, each with its own voice and text (16)")
+    parser.add_argument("--faces", type=int, default=16, help="faces, each with its own sentences (16)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each face's video (4)")
     parser.add_argument("--long-faces", type=int, default=4, help="long videos after 5 s of truth (4)")
     parser.add_argument("--long-seconds", type=float, default=60.0, help="length of the long videos (60)")

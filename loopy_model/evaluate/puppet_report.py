@@ -50,7 +50,7 @@ def _named(pieces: Pieces, kind: str) -> list[dict]:
 
 
 def _lip_sync(faces: list[dict]) -> dict[str, dict[str, float]]:
-    """Per row the mean and the lowest correlation with the drawn truth; the floor is another voice's truth."""
+    """Per row the mean and the lowest correlation with the drawn truth; the floor is the next face's truth."""
     truth = [face["truth"] for face in faces]
     rows = {
         "generated": ([face["read"] for face in faces], truth),

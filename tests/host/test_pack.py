@@ -126,6 +126,14 @@ def test_help_page_is_where_the_frontend_looks(host: Host, node_id: str) -> None
         assert len(page.read()) > 100
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_bundled_workflows_show_every_input(path: Path) -> None:
+    """Also those that have come since the graph was drawn."""
+    for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+        shown = {slot["name"] for slot in node["inputs"]}
+        assert set(INPUTS.get(node["type"], [])) <= shown, node["type"]
+
+
 def test_pack_has_no_other_nodes(client: Client) -> None:
     module = f"custom_nodes.{PACK}"
     ours = {key for key, info in client.object_info().items() if info["python_module"] == module}
