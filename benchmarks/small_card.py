@@ -3,9 +3,10 @@
     python -m benchmarks.small_card --report runs/small_card --gigabytes 4
     python -m benchmarks.small_card --report runs/whole_card
 
-The newest ComfyUI that the pack is tested with manages the memory: what does not fit is streamed, and the
-reference net leaves the card when it has read. torch refuses to go beyond the limit, so a card of any size
-can play a smaller one. Random weights and values. Writes benchmark.json and benchmark.md.
+The newest ComfyUI that the pack is tested with manages the memory, as with --disable-dynamic-vram: what does
+not fit is streamed, and the reference net leaves the card when it has read. torch refuses to go beyond the
+limit, so a card of any size can play a smaller one. Random weights and values. Writes benchmark.json and
+benchmark.md.
 """
 
 import argparse
@@ -53,8 +54,10 @@ def enter_host(gigabytes: float | None, base: Path) -> ModuleType:
     arguments = ["--base-directory", str(base)]
     if not torch.cuda.is_available():
         arguments.append("--cpu")
-    elif gigabytes:
+    elif gigabytes is not None:
         all_of_it = torch.cuda.get_device_properties(0).total_memory
+        if gigabytes * 1e9 > all_of_it:
+            raise SystemExit(f"--gigabytes {gigabytes:g} is more than the card's {all_of_it / 1e9:.1f}.")
         torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / all_of_it)
         arguments += ["--reserve-vram", str((all_of_it - gigabytes * 1e9) / 2**30)]
     tree = get_host(NEWEST)
@@ -109,10 +112,12 @@ def measure(sampler: ModuleType, config: LoopyConfig, precision: str, steps: int
 @torch.inference_mode()
 def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
+    if args.gigabytes is not None and args.gigabytes <= 0:
+        raise SystemExit(f"--gigabytes is {args.gigabytes:g}; it must be above 0.")
     report = args.report.resolve()
     report.mkdir(parents=True, exist_ok=True)
     result = machine("cuda" if torch.cuda.is_available() else "cpu") | {"precision": args.precision}
-    result["card_gb"] = args.gigabytes or "whole"
+    result["card_gb"] = "whole" if args.gigabytes is None else args.gigabytes
     with tempfile.TemporaryDirectory() as folder:
         sampler = enter_host(args.gigabytes, make_base(Path(folder)))
         result |= measure(sampler, sized(args.width, args.size), args.precision, args.steps)

@@ -103,6 +103,8 @@ def _request(args: argparse.Namespace, pipeline: "Pipeline") -> "Request":
         raise SystemExit(
             f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
         ) from error
+    except ValueError as error:  # a sentence: too small a picture, too short a voice
+        raise SystemExit(str(error)) from error
 
 
 def _write(args: argparse.Namespace, pipeline: "Pipeline", request: "Request") -> None:

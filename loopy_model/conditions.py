@@ -49,14 +49,6 @@ class Speech:
         return self.features[index.clamp(0, len(self) - 1), -layers:][None]
 
 
-@dataclass(frozen=True)
-class MotionFrames:
-    """Abstracted motion frames c_mf^o (eq. 2), nearest first."""
-
-    latents: Tensor  # (B, M, C, h, w); zeros where not present
-    present: Tensor  # (B, M) bool: False = not generated yet, its features are all-zero (paper 3.4)
-
-
 class PastTokens(NamedTuple):
     """Motion frames that attend too, so that nothing of them can be made ahead but their tokens."""
 

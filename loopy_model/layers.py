@@ -68,6 +68,10 @@ class Attention(nn.Module):
             parts += self._answers(q[rows], own.part(rows), beside)
         return self.to_out[0](parts[0] if len(parts) == 1 else torch.cat(parts))
 
+    def answer_of_nothing(self, like: Tensor) -> Tensor:
+        """(C,): where keys and values are all zero. By the layer itself, whose weights the host may be streaming."""
+        return self.to_out[0](like.new_zeros(self.to_out[0].in_features))
+
     def _answers(self, q: Tensor, own: KeyValue, extra: KeyValue | None) -> Iterator[Tensor]:
         """To the rows that have `extra` keys, and to the others."""
         rows = 0 if extra is None else len(extra.k)

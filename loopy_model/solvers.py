@@ -50,6 +50,10 @@ class DpmSolver:
 
     def __init__(self, schedule: NoiseSchedule, steps: int) -> None:
         self.schedule, self.timesteps = schedule, schedule.timesteps(steps)
+        if len(set(self.timesteps)) < steps:  # the leading ones, of as many steps as there are timesteps
+            raise ValueError(
+                f"steps is {steps}, of which two are the same; choose fewer, or the solver ddim."
+            )
         self.after = dict(zip(self.timesteps, [*self.timesteps[1:], -1]))
         self.before: tuple[Tensor, Tensor] | None = None  # x0 and alpha-bar of the step before
 

@@ -177,13 +177,15 @@ class AudioAttention(nn.Module):
     def forward(self, x: Tensor, speech: KeyValue | None) -> Tensor:
         """(B F, C, H, W) -> what was heard, to be added. Rows without speech, those after its last,
         get what all-zero tokens give."""
-        silence = rearrange(self.attn.to_out[0].bias.to(x), "c -> 1 c 1 1")
         if speech is None:
-            return silence
+            return self._silence(x)
         rows = len(speech.k)
         h = self.norm(rearrange(x[:rows], "b c h w -> b (h w) c"))
         heard = rearrange(self.attn(h, speech), "b (h w) c -> b c h w", h=x.shape[2])
-        return heard if rows == len(x) else torch.cat([heard, silence.expand_as(x[rows:])])
+        return heard if rows == len(x) else torch.cat([heard, self._silence(x).expand_as(x[rows:])])
+
+    def _silence(self, x: Tensor) -> Tensor:
+        return rearrange(self.attn.answer_of_nothing(x), "c -> 1 c 1 1")
 
 
 class AudioTransformer(nn.Module):
@@ -216,12 +218,13 @@ class AudioTransformer(nn.Module):
 
     def hear(self, h: Tensor, speech: KeyValue | None) -> Tensor:
         """(B F, N, C) -> the same."""
-        silence = self.attn.to_out[0].bias.to(h).expand_as(h)
         if speech is None:
-            return silence
+            return self.attn.answer_of_nothing(h).expand_as(h)
         rows = len(speech.k)
         heard = self.attn(h[:rows], speech)
-        return heard if rows == len(h) else torch.cat([heard, silence[rows:]])
+        if rows == len(h):
+            return heard
+        return torch.cat([heard, self.attn.answer_of_nothing(h).expand_as(h[rows:])])
 
 
 def audio_layer(

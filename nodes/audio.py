@@ -72,6 +72,16 @@ def _check_fits(speech: Speech, wanted: AudioConfig, file: str) -> None:
         )
 
 
+def check_speech(hosted: HostedLoopy, speech: Speech) -> None:
+    """Raises ValueError where the speech was encoded for another model."""
+    layers, width = speech.features.shape[1:]
+    wanted, fps = hosted.config.audio, hosted.config.clip.fps
+    if width != wanted.width or layers < wanted.layers or speech.fps != fps:
+        raise ValueError(
+            f"loopy_audio was made for another model than {hosted.file}; run Loopy Audio Encode with this model."
+        )
+
+
 class LoopyAudioToLatents(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -121,6 +131,7 @@ class LoopyAudioToLatents(io.ComfyNode):
                 f"{loopy_model.file} has no audio-to-latents module; leave this node out and the sampler's "
                 "motion_latents unconnected."
             )
+        check_speech(loopy_model, loopy_audio)
         mm.load_models_gpu([loopy_model.patchers["denoise"]])
         make = _from_audio if source == "audio" else _from_level
         latents = make(loopy_model, loopy_audio, source, level)

@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Sequence
 
 import comfy.model_management as mm
 import comfy.utils
@@ -13,6 +14,7 @@ from ..loopy_model.guidance import Guidance
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
 from ..loopy_model.sampling import Request, SamplingOptions, check, generate
+from .audio import check_speech
 from .host import Turns
 from .types import (
     CATEGORY,
@@ -204,16 +206,13 @@ def _check(
         raise ValueError(
             f"start_frame is {start}, but the voice has {len(speech)} frames; choose a smaller start_frame."
         )
-    if settings.past is not None and settings.past.shape[1] != unet.latent_channels:
+    frame = (unet.latent_channels, hosted.config.latent_size, hosted.config.latent_size)
+    if settings.past is not None and settings.past.shape[1:] != frame:
         raise ValueError(
-            f"past_latents have {settings.past.shape[1]} channels, {hosted.file} needs {unet.latent_channels}; "
-            "use latents from a Loopy Sampler with the same model."
+            f"past_latents are {_size(settings.past.shape[1:])}, {hosted.file} needs {_size(frame)} (channels, height, "
+            "width); use latents from a Loopy Sampler with the same model."
         )
-    if speech.features.shape[2] != hosted.config.audio.width or speech.fps != clip.fps:
-        raise ValueError(
-            f"loopy_audio was made for another model than {hosted.file}; "
-            "run Loopy Audio Encode with this model."
-        )
+    check_speech(hosted, speech)
     if motion_latents is not None and not hosted.config.audio.to_latents:
         raise ValueError(f"{hosted.file} reads no motion latents; leave motion_latents unconnected.")
     if motion_latents is not None and (len(motion_latents), motion_latents.shape[1]) != (
@@ -224,3 +223,7 @@ def _check(
             "motion_latents were made from another voice or with another model; "
             "connect the same loopy_audio and loopy_model to Loopy Audio-to-Latents."
         )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -209,6 +209,14 @@ def test_second_order_needs_fewer_steps_than_ddim(kind: type[Solver]) -> None:
     assert missed(kind(schedule, 16)) < missed(Ddim(schedule, 25)) / 10
 
 
+@pytest.mark.parametrize("kind", [DpmSolver, UniPc])
+def test_second_order_needs_steps_that_differ(kind: type[Solver]) -> None:
+    """The paper's leading timesteps end at 999 whatever their offset, so a thousand of them hold it twice."""
+    kind(NoiseSchedule(PAPER), 999)
+    with pytest.raises(ValueError, match="steps is 1000, of which two are the same; choose fewer"):
+        kind(NoiseSchedule(PAPER), 1000)
+
+
 def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no solver euler; choose one of ddim, dpm\+\+ 2m"):
         make_solver("euler", NoiseSchedule(PAPER), 25, 0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from loopy_model.cli import generate
 from loopy_model.pipeline import BUNDLED
@@ -24,6 +25,7 @@ def files(tmp_path: Path) -> Path:
             file.setsampwidth(2)
             file.setframerate(16_000)
             file.writeframes(np.zeros(samples, dtype="<i2").tobytes())
+    Image.new("RGB", (20, 30)).save(tmp_path / "small.png")
     (tmp_path / "text.txt").write_text("no sound and no picture")
     write_video(tmp_path / "silent.mp4", torch.zeros(2, 16, 16, 3), Fraction(25))
     return tmp_path
@@ -38,6 +40,7 @@ def files(tmp_path: Path) -> Path:
         (PORTRAIT, "gone.wav", "a.mp4", r"cannot read .*gone.wav"),
         ("text.txt", "voice.wav", "a.mp4", r"cannot read .*text.txt"),
         ("gone.png", "voice.wav", "a.mp4", r"cannot read .*gone.png"),
+        ("small.png", "voice.wav", "a.mp4", r"the portrait is 20x30 pixels; use a picture of at least"),
         (PORTRAIT, "voice.wav", "gone/a.mp4", r"there is no folder .*gone to write a.mp4 into"),
     ],
 )

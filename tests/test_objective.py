@@ -107,6 +107,17 @@ def test_a_step_can_be_drawn_again() -> None:
     assert first.noise is None  # each sample draws its own
 
 
+def test_values_that_travel_together_are_changed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by the loader of data, which pins what has the method: here there is no card to pin for."""
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    batch = Batch(clip=torch.ones(1), reference=torch.zeros(1))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor + 1)
+    [pinned] = pin_memory((batch,))
+    assert (pinned.clip, pinned.reference, pinned.motion) == (2, 1, None)
+    assert batch.to(torch.device("meta")).clip.device.type == "meta"
+
+
 def offset_of(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     rand = torch.rand
     monkeypatch.setattr(torch, "rand", lambda *a, **more: torch.full_like(rand(*a, **more), value))

@@ -29,7 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--test-clips", type=int, default=16, help="held-out clips of 12 s (16)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument(
-        "--workers", type=int, default=1, help="processes that encode clips and train the model (1)"
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that encode clips, and train the model if they divide its batches (1)",
     )
     return parser
 

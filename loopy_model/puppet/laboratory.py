@@ -1,7 +1,6 @@
 """Every step from nothing to the bundled model, in one run directory."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from multiprocessing import get_context
@@ -95,9 +94,8 @@ class Laboratory:
     def model(self) -> Path:
         recipe = RECIPES["puppet"]
         recipe = replace(recipe, config=replace(recipe.config, image_size=self.size))
-        processes = math.gcd(
-            self.workers, *(stage.batch for stage in recipe.stages)
-        )  # equal shares of a batch
+        batches = [stage.batch for stage in recipe.stages]
+        processes = max(n for n in range(1, self.workers + 1) if all(batch % n == 0 for batch in batches))
         return in_processes(processes, train, recipe, self.run_dir / "prepared", self.run_dir / "loopy")[0]
 
     def pack(self) -> None:

@@ -153,13 +153,12 @@ def make_preview(
         _, made_by = read_metadata(next((args.data / FOLDER).glob("*.safetensors")))
         path = Path(made_by["vae"]["path"])
         if not path.exists():
-            print(
-                f"no previews: the VAE that encoded the clips is not at {path} any more; give it with --vae",
-                flush=True,  # before whatever else is said, also into a pipe
-            )
+            _say(f"no previews: the VAE that encoded the clips is not at {path} any more; give it with --vae")
             return None
     vae = load_vae(path, args.device) if _is_main() else None
-    few = {} if distillation is None else {"steps": distillation.steps, "guidance": Guidance(1.0, 1.0)}
+    # A student samples in its own way, whether it is being made or trained further.
+    own = distillation.steps if distillation else test.config.diffusion.student_steps
+    few = {"steps": own, "guidance": Guidance(1.0, 1.0)} if own else {}
     return Preview(test, vae, mouth_reader(args.lips), device=args.device, **few)
 
 
@@ -169,7 +168,7 @@ def _is_main() -> bool:
 
 
 def _say(text: str) -> None:
-    """Once, however many processes there are."""
+    """Once, however many processes there are, and before whatever else is said, also into a pipe."""
     if _is_main():
         print(text, flush=True)
 
@@ -205,11 +204,11 @@ def dry_run(
     """The plan, then a few steps that leave nothing behind."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     pieces = {s.name: max(1, s.batch // (settings.accumulate * processes)) for s in recipe.stages}
-    print(describe(recipe, recipe.config, train, test, pieces), flush=True)
+    _say(describe(recipe, recipe.config, train, test, pieces))
     if sentence := lacking(recipe, recipe.config, args.device, pieces, settings.checkpointing):
-        print(sentence)
+        _say(sentence)
     else:
-        print(measured(Trainer(recipe, args.run_dir, train, test, settings, base)))
+        _say(measured(Trainer(recipe, args.run_dir, train, test, settings, base)))
 
 
 def _sentence(error: Exception) -> str:

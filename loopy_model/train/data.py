@@ -7,7 +7,7 @@ uninterrupted one would have read.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -101,7 +101,7 @@ class PreparedClips:
             raise BadClip(
                 f"{path} cannot be read ({error}); delete it and run `python -m loopy_model.prepare encode` again."
             ) from error
-        for field, tensor in _tensors(sample):
+        for field, tensor in sample.given().items():
             if not torch.isfinite(tensor).all():
                 raise BadClip(f"{window} in {path} holds NaN or infinite values ({field}); encode it again.")
         return sample
@@ -237,7 +237,7 @@ class Samples(Dataset):
                 sample = replace(sample, motion=disturbed(sample, self.stage.motion_noise, generator))
         except BadClip as error:
             return error
-        own = Draws(**{name: tensor[place.index] for name, tensor in _tensors(self.draws(place.step))})
+        own = self.draws(place.step).changed(lambda tensor: tensor[place.index])
         noise = torch.randn(sample.clip.shape, generator=_generator(NOISE, *self.seed, *place))
         return sample, replace(own, noise=noise)
 
@@ -301,19 +301,8 @@ def collate(samples: list[tuple[Batch, Draws] | BadClip]) -> tuple[Batch, Draws]
 
 
 def _stack(values: list[Values]) -> Values:
-    names = [name for name, _ in _tensors(values[0])]
-    return type(values[0])(**{name: torch.stack([getattr(v, name) for v in values]) for name in names})
-
-
-def to(values: Values, device: torch.device) -> Values:
-    """The same on another device."""
-    return type(values)(**{name: t.to(device, non_blocking=True) for name, t in _tensors(values)})
-
-
-def _tensors(values: Batch | Draws) -> list[tuple[str, Tensor]]:
-    """Name and tensor of every field that is not None."""
-    pairs = ((field.name, getattr(values, field.name)) for field in fields(values))
-    return [(name, tensor) for name, tensor in pairs if tensor is not None]
+    stacked = {name: torch.stack([getattr(v, name) for v in values]) for name in values[0].given()}
+    return replace(values[0], **stacked)
 
 
 def _generator(*seed: int) -> torch.Generator:

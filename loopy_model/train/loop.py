@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..model import Loopy
 from ..prepare.encoded import BadClip
-from .data import Place, PreparedClips, Samples, Schedule, collate, load, to
+from .data import Place, PreparedClips, Samples, Schedule, collate, load
 from .distill import DistillationObjective
 from .lora import add_low_rank, store_frozen_layers
 from .objective import Batch, Draws, Objective
@@ -210,7 +210,7 @@ class Trainer:
 
     def losses(self, stage: Stage, batch: Batch, draws: Draws) -> Tensor:
         """(B,) of the samples of one process."""
-        batch, draws = to(batch, self.device), to(draws, self.device)
+        batch, draws = batch.to(self.device), draws.to(self.device)
         with self.accelerator.autocast():
             return self.wrapped(batch, draws, stage.spatial_only).float()
 

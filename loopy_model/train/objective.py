@@ -3,7 +3,9 @@
 Shapes: B clips, F frames, M motion frames, W audio window, L wav2vec layers, D their width.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -13,9 +15,30 @@ from ..conditions import Conditions
 from ..diffusion import NoiseSchedule
 from ..model import Loopy
 
+Own = TypeVar("Own", bound="Tensors")
+
+
+class Tensors:
+    """What the dataclasses of tensors below have in common; a tensor may be None."""
+
+    def given(self) -> dict[str, Tensor]:
+        """Those that are not None, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
+
+    def changed(self: Own, change: Callable[[Tensor], Tensor]) -> Own:
+        return replace(self, **{name: change(tensor) for name, tensor in self.given().items()})
+
+    def to(self: Own, device: torch.device) -> Own:
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: Own) -> Own:
+        """By this name, DataLoader asks for it: without, `to` waits for each copy to a card."""
+        return self.changed(Tensor.pin_memory)
+
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Tensors):
     clip: Tensor  # (B, F, C, h, w) model latents of the frames to generate
     reference: Tensor  # (B, C, h, w) another frame of the same video
     # Stage one reads nothing of what follows.
@@ -38,7 +61,7 @@ class ConditionDropping:
 
 
 @dataclass(frozen=True)
-class Draws:
+class Draws(Tensors):
     """Everything random about one training step."""
 
     timestep: Tensor  # (B,)
@@ -56,8 +79,8 @@ def stratified(batch: int, generator: torch.Generator) -> Tensor:
 
 
 def dealt(batch: int, generator: torch.Generator) -> Tensor:
-    """The same, low and high values in turn: what a process has of the batch holds its share of either.
-    Samples that keep their motion frames take twice the time, and the slowest process is waited for."""
+    """The same, low and high values in turn: what one of 2, 4 or 8 processes has of the batch holds its share of
+    either. Samples that keep their motion frames take twice the time, and the slowest process is waited for."""
     order = sorted(range(batch), key=_bits_reversed)
     first = int(torch.randint(batch, (), generator=generator))
     return _strata(batch, generator)[order].roll(first)

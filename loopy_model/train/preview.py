@@ -80,8 +80,10 @@ class Preview:
         return torch.cat(finished).cpu()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        """VAE latents (F, C, h, w) -> frames (F, H, W, 3), 0..1."""
-        pictures = torch.cat([self.vae.decode(part.to(self.device)).cpu() for part in latents.split(16)])
+        """VAE latents (F, C, h, w) -> frames (F, H, W, 3), 0..1; in float32, whatever the nets train in."""
+        with torch.autocast(torch.device(self.device).type, enabled=False):
+            parts = [self.vae.decode(part.to(self.device)).cpu() for part in latents.float().split(16)]
+        pictures = torch.cat(parts)
         return rearrange(pictures / 2 + 0.5, "f c h w -> f h w c").clamp(0, 1)
 
     def _sound(self, name: str) -> tuple[Tensor | None, int]:

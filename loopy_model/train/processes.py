@@ -4,7 +4,10 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any
 
 import torch
@@ -26,7 +29,8 @@ def in_processes(count: int, run: Callable[..., Any], *arguments: Any) -> list[A
 
 def _as_one_of(rank: int, count: int, port: int, run: Callable[..., Any], *arguments: Any) -> Any:
     """With the variables that torchrun sets."""
-    of_all = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    of_all = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
     own = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in (of_all | own).items()})
     torch.set_num_threads(1)
@@ -35,6 +39,12 @@ def _as_one_of(rank: int, count: int, port: int, run: Callable[..., Any], *argum
     finally:
         if distributed.is_initialized():
             distributed.destroy_process_group()  # whoever waits for this process hears of it
+
+
+def _end_with(parent: BaseProcess) -> None:
+    """A process whose parent was killed would train on, beside the run that resumes."""
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def _free_port() -> int:

@@ -9,6 +9,9 @@ from media import Video, read_video, write_picture, write_tone
 from safetensors.torch import save_file
 from sentences import assert_clear, complaint
 
+from loopy_model.config import TINY
+from loopy_model.model import Loopy
+from loopy_model.weights import Header, ModelCard, save_checkpoint
 from scripts.client import Client, Prompt, PromptError
 from scripts.host import Host
 
@@ -98,6 +101,40 @@ def test_very_short_audio(client: Client, input_folder: Path, seconds: float) ->
 def test_start_behind_the_end_of_the_audio(client: Client) -> None:
     prompt = short_start(seed=13, start_frame=100_000, frames=0)
     assert_clear(complaint(client, prompt), "start_frame")
+
+
+def test_past_latents_of_another_size(client: Client) -> None:
+    prompt = short_start(seed=15)
+    sampler = find(prompt, "LoopySampler")
+    larger = {"upscale_method": "bilinear", "width": 128, "height": 128, "crop": "disabled"}
+    prompt["larger"] = node("LatentUpscale", samples=[sampler, 0], **larger)
+    prompt["again"] = node(
+        "LoopyMotionFrames", **inputs(prompt, "LoopyMotionFrames"), past_latents=["larger", 0]
+    )
+    prompt["on"] = node("LoopySampler", **inputs(prompt, "LoopySampler"))
+    prompt["on"]["inputs"].update(motion_frames=["again", 0], start_frame=12)
+    inputs(prompt, "VAEDecode")["samples"] = ["on", 0]
+    assert_clear(complaint(client, prompt), "past_latents are 32 x 16 x 16")
+
+
+def test_speech_of_another_model(client: Client, model_folder: Path) -> None:
+    """Both where it is turned into motion latents and where it is sampled."""
+    torch.manual_seed(0)
+    save_checkpoint(
+        model_folder / "other.safetensors",
+        Header(TINY, ModelCard("", "", "", "")),
+        {"loopy": Loopy(TINY)},
+        torch.float32,
+    )
+    prompt = short_start(seed=16)
+    prompt["other"] = node("LoopyLoadModel", model_name="other.safetensors", weight_dtype="default")
+    for reader in ("LoopyAudioToLatents", "LoopySampler"):
+        changed = change(prompt, reader, loopy_model=["other", 0])
+        if reader == "LoopySampler":
+            changed = change(changed, reader, motion_latents=None, motion_frames=None)
+        assert_clear(
+            complaint(client, changed), "loopy_audio was made for another model than other.safetensors"
+        )
 
 
 # Portraits

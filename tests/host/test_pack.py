@@ -129,9 +129,9 @@ def test_help_page_is_where_the_frontend_looks(host: Host, node_id: str) -> None
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
 def test_bundled_workflows_show_every_input(path: Path) -> None:
     """Also those that have come since the graph was drawn."""
-    for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
-        shown = {slot["name"] for slot in node["inputs"]}
-        assert set(INPUTS.get(node["type"], [])) <= shown, node["type"]
+    for drawn in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+        shown = {slot["name"] for slot in drawn["inputs"]}
+        assert set(INPUTS.get(drawn["type"], [])) <= shown, drawn["type"]
 
 
 def test_pack_has_no_other_nodes(client: Client) -> None:

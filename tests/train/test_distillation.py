@@ -15,9 +15,10 @@ from loopy_model.config import DiffusionConfig
 from loopy_model.guidance import Guidance, Predictor
 from loopy_model.model import Loopy
 from loopy_model.motion import TemporalSegments
+from loopy_model.pipeline import BUNDLED
 from loopy_model.sampling import Request, SamplingOptions, check, generate
 from loopy_model.solvers import Ddim
-from loopy_model.train.__main__ import build_parser, chosen_recipe
+from loopy_model.train.__main__ import build_parser, chosen_recipe, make_preview
 from loopy_model.train.data import Place, PreparedClips, Samples, collate
 from loopy_model.train.distill import Distillation, DistillationObjective
 from loopy_model.train.loop import Trainer
@@ -256,6 +257,15 @@ def test_the_command_line_chooses_the_teachers_ratios_and_the_students_steps() -
     assert chosen == replace(RECIPES["distill"].distillation, steps=8, audio_ratio=5, ref_ratio=3)
     with pytest.raises(ValueError, match="recipe finetune does not distil; leave"):
         recipe_of("--recipe", "finetune", "--student-steps", "8")
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["being made", "trained further"])
+def test_the_preview_samples_a_student_in_its_own_way(data: Path, made: bool) -> None:
+    args = build_parser().parse_args(["--data", str(data), "--run-dir", "x", "--vae", str(BUNDLED)])
+    args.device = "cpu"
+    test = PreparedClips(data, "test", TINY if made else TINY.of_student(3))
+    preview = make_preview(args, test, Distillation(3, 2.0, 1.5) if made else None)
+    assert (preview.steps, preview.guidance) == (3, Guidance(1, 1))
 
 
 def test_single_frames_teach_no_steps() -> None:

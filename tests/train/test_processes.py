@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,6 +73,57 @@ def test_two_processes_without_a_launcher_equal_one(runs: Runs, finished: Path) 
     assert all(torch.allclose(tensors[key], known[key], rtol=0, atol=1e-4) for key in known)
     with pytest.raises(ValueError, match="was begun with another recipe .*seed was 0, now 1"):
         in_processes(2, train, replace(RECIPE, seed=1), runs.data, path)
+
+
+def test_processes_without_a_launcher_end_with_their_parent(tmp_path: Path) -> None:
+    """Whoever resumes the run must not find them training on."""
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    parent = subprocess.Popen(
+        [sys.executable, script, tmp_path], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    try:
+        children = [int(wait_for(tmp_path / f"{rank}.pid").read_text()) for rank in range(2)]
+    finally:
+        parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(is_running, children)):
+        assert time.monotonic() < deadline, "a process has outlived its parent"
+        time.sleep(0.05)
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from loopy_model.train.processes import in_processes
+
+def work(folder):
+    partial = Path(folder) / f"{os.environ['RANK']}.partial"
+    partial.write_text(str(os.getpid()))
+    partial.rename(partial.with_suffix(".pid"))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    in_processes(2, work, sys.argv[1])
+"""
+
+
+def wait_for(path: Path) -> Path:
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.05)
+    return path
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")  # a zombie has ended, though nobody has asked how
+    return not (status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
 def test_two_processes_that_accumulate_equal_one(runs: Runs, finished: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import small_model
 from runs import RECIPE, TINY, log_of, write_clips
 
+from loopy_model.autoencoder import Autoencoder, AutoencoderConfig
 from loopy_model.prepare.encoded import EncodedClip
 from loopy_model.train.data import Place, PreparedClips, Samples, collate
 from loopy_model.train.loop import Settings, Trainer
+from loopy_model.train.preview import Preview
 from loopy_model.train.record import Record, read_rows
 from loopy_model.train.report import write_report
 
@@ -89,22 +92,36 @@ def test_the_report_is_made_from_the_log(finished: Path, tmp_path: Path) -> None
     assert (path / "curves.png").stat().st_size > 10_000
 
 
+def small_vae() -> Autoencoder:
+    torch.manual_seed(0)
+    config = AutoencoderConfig(
+        latent_channels=4, widths=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1, 1), groups=4
+    )
+    return Autoencoder(config)
+
+
+def test_a_preview_in_half_precision_shows_and_reads_whole_numbers(
+    clips: tuple[PreparedClips, PreparedClips], tmp_path: Path
+) -> None:
+    """The readers of lips are float32, and the VAE is not what trains."""
+    read = []
+    preview = Preview(
+        clips[1], small_vae(), lambda frames: read.append(frames.dtype) or frames.mean((1, 2, 3))
+    )
+    preview.clips, preview.frames, preview.steps = preview.clips[:1], 4, 1
+    with torch.autocast("cpu", torch.bfloat16):
+        preview(small_model(TINY), tmp_path, "half")
+    assert read == [torch.float32] * 2
+
+
 def test_a_preview_changes_nothing_but_adds_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a real VAE and sampler, which draw random numbers of their own."""
-    from loopy_model.autoencoder import Autoencoder, AutoencoderConfig
-    from loopy_model.train.preview import Preview
-
     monkeypatch.setattr("loopy_model.train.loop.VALIDATION_SAMPLES", 2)
     data = write_clips(
         tmp_path / "data", (EncodedClip("a", 9, "train", True), EncodedClip("b", 12, "test", True))
     )
     train, test = (PreparedClips(data, split, TINY) for split in ("train", "test"))
-    torch.manual_seed(0)
-    vae = Autoencoder(
-        AutoencoderConfig(
-            latent_channels=4, widths=(8, 8), encoder_blocks=(1, 1), decoder_blocks=(1, 1), groups=4
-        )
-    )
+    vae = small_vae()
     recipe = replace(RECIPE, stages=(replace(RECIPE.stages[1], steps=2),))
     made = []
     for preview in (None, Preview(test, vae, lambda frames: frames.mean((1, 2, 3)), frames=10, steps=2)):
