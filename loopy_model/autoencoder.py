@@ -124,10 +124,10 @@ class Autoencoder(nn.Module):
             raise ValueError(f"image size {height}x{width} is not a multiple of {patch}.")
         patches = F.pixel_unshuffle(images, patch)  # (N, 3 * 256, H / 16, W / 16)
         latents = self.analysis(patches) + self.encoder(images)
-        return (latents - self.latent_mean) / self.latent_std
+        return (latents - self.latent_mean.to(latents)) / self.latent_std.to(latents)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        latents = latents * self.latent_std + self.latent_mean
+        latents = latents * self.latent_std.to(latents) + self.latent_mean.to(latents)
         return F.pixel_shuffle(self.synthesis(latents), self.config.patch) + self.decoder(latents)
 
     @torch.no_grad()

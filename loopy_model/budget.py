@@ -29,7 +29,7 @@ class Budget:
             f"memory: {_size(self.working)} beside the weights, {_size(self.latents)} for the latents."
         )
 
-    def lacking(self, working: int, host: int) -> str | None:
+    def lacking(self, working: float, host: float) -> str | None:
         """One sentence if that much memory is not enough, with what to change."""
         if self.working > working:
             return (

@@ -17,8 +17,8 @@ def mono(audio: dict | None) -> Tensor:
         raise ValueError(
             "the audio is empty; connect a recording with sound (a video without a sound track has none)."
         )
-    waveform = audio["waveform"][0].float().mean(0)
-    return torchaudio.functional.resample(waveform, audio["sample_rate"], SAMPLE_RATE)
+    waveform = audio["waveform"][0].to("cpu", torch.float32).mean(0)
+    return torchaudio.functional.resample(waveform, int(audio["sample_rate"]), SAMPLE_RATE)
 
 
 class LoopyAudioEncode(io.ComfyNode):

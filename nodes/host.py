@@ -72,7 +72,8 @@ def _managed(
     model: Loopy, dtype: torch.dtype, compute: torch.dtype, device: torch.device
 ) -> dict[Part, comfy.model_patcher.ModelPatcher]:
     model.eval().requires_grad_(False)
-    use_host_layers(model, comfy.ops.pick_operations(dtype, compute))
+    # Not `pick_operations`: its fast layers need their own constructors.
+    use_host_layers(model, comfy.ops.disable_weight_init if dtype == compute else comfy.ops.manual_cast)
     mm.archive_model_dtypes(model)
     # CoreModelPatcher is looked up at call time: the host replaces it when dynamic VRAM starts.
     return {
@@ -125,9 +126,13 @@ def autoencoder_vae(config: AutoencoderConfig, state: dict[str, Tensor], path: P
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
     model = Autoencoder(config)
     load_strictly(model, {k: v.float() for k, v in state.items()}, path)
+    use_host_layers(model, comfy.ops.disable_weight_init)  # which stream where nothing may stay on the card
+    vae.disable_offload = True
     vae.first_stage_model = model.eval().requires_grad_(False)
-    vae.patcher = comfy.model_patcher.CoreModelPatcher(
-        model, load_device=vae.device, offload_device=mm.vae_offload_device()
+    vae.patcher = (
+        comfy.model_patcher.ModelPatcher(  # as the host does where nothing is to be taken off the card
+            model, load_device=vae.device, offload_device=mm.vae_offload_device()
+        )
     )
     vae.latent_channels = config.latent_channels
     vae.downscale_ratio = vae.upscale_ratio = config.patch
@@ -150,6 +155,10 @@ class HostedSpeechEncoder:
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             self.model, load_device=self.load_device, offload_device=mm.text_encoder_offload_device()
         )
+
+    def is_dynamic(self) -> bool:
+        """As `HostedLoopy` is asked."""
+        return self.patcher.is_dynamic()
 
     def encode_audio(self, audio: Tensor, sample_rate: int) -> dict:
         """(B, channels, samples) -> all hidden states, as the stock encoders return them."""

@@ -84,11 +84,18 @@ class LoopyLoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, model_name: str, weight_dtype: str, adapter: str = NO_ADAPTER, adapter_strength: float = 1.0
+        cls,
+        model_name: str | None,
+        weight_dtype: str | None,
+        adapter: str | None = NO_ADAPTER,
+        adapter_strength: float | None = 1.0,
     ) -> str:
+        """Of the files alone: all else the host compares itself. A linked input is None here, and the host
+        writes what is returned into every file that is saved, so no path of the user's may be in it."""
+        if model_name is None or adapter is None:
+            return ""
         files = [Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name)), _adapter_path(adapter)]
-        status = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files if file]
-        return f"{status} {weight_dtype} {adapter_strength}"
+        return str([(file.stat().st_mtime_ns, file.stat().st_size) for file in files if file])
 
     @classmethod
     def execute(

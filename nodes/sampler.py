@@ -1,4 +1,5 @@
 import logging
+import math
 from collections.abc import Sequence
 
 import comfy.model_management as mm
@@ -155,8 +156,9 @@ def _run(hosted: HostedLoopy, request: Request) -> Tensor:
     """All clips with progress, preview and cancelling -> (frames, C, h, w)."""
     needed = budget(hosted.config, request)
     logging.info("Loopy Sampler: %s", needed)
-    # All of a card, since the host takes other models off it and streams the weights.
-    lacking = needed.lacking(mm.get_total_memory(hosted.device), mm.get_free_memory(mm.intermediate_device()))
+    # All of a card, since the host takes other models off it and streams the weights; of DirectML it knows nothing.
+    card = math.inf if mm.is_directml_enabled() else mm.get_total_memory(hosted.device)
+    lacking = needed.lacking(card, mm.get_free_memory(mm.intermediate_device()))
     if lacking:
         raise ValueError(lacking)
     previewer = latent_preview.get_previewer(hosted.device, hosted.latent_format)

@@ -2,16 +2,15 @@ import json
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain
-from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.utils
-import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl, io, ui
 from torch import Tensor
 
 from ..loopy_model.video import write_video
+from .file_names import free_path
 from .types import CATEGORY
 
 PART = 48  # frames that are decoded at once
@@ -27,7 +26,8 @@ FPS = io.Float.Input(
 PREFIX = io.String.Input(
     "filename_prefix",
     default="loopy/talking",
-    tooltip="Name below the output folder; folders are made, a number is added.",
+    tooltip="Name below the output folder; folders are made, a number is added. %date:yyyy-MM-dd% and "
+    "%Node.widget% are filled in.",
 )
 VOICE = io.Audio.Input(
     "audio",
@@ -110,23 +110,12 @@ def _decoded(samples: Tensor, vae) -> Iterator[Tensor]:
 
 def _save(parts: Iterator[Tensor], fps: float, prefix: str, audio: dict | None, hidden) -> io.NodeOutput:
     first = next(parts)
-    path, subfolder = _free_path(prefix, first.shape[2], first.shape[1])
-    waveform, rate = (None, 0) if audio is None else (audio["waveform"][0], audio["sample_rate"])
+    path, subfolder = free_path(prefix, first.shape[2], first.shape[1], hidden.prompt)
+    waveform, rate = (None, 0) if audio is None else (audio["waveform"][0], int(audio["sample_rate"]))
     frames = chain([first], parts)
     write_video(path, frames, Fraction(round(fps * 1000), 1000), waveform, rate, _metadata(hidden))
     shown = ui.SavedResult(path.name, subfolder, io.FolderType.output)
     return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([shown]))
-
-
-def _free_path(prefix: str, width: int, height: int) -> tuple[Path, str]:
-    """The next free name below the output folder; the host refuses any other place."""
-    root = Path(folder_paths.get_output_directory()).resolve()
-    if root not in (root / prefix).resolve().parents:
-        raise ValueError(
-            f"filename_prefix {prefix!r} leads out of the output folder; use a plain name or subfolder/name."
-        )
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, str(root), width, height)
-    return Path(folder) / f"{name}_{counter:05}_.mp4", subfolder
 
 
 def _metadata(hidden) -> dict[str, str]:

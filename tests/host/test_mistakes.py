@@ -1,5 +1,6 @@
 """What people feed the nodes with by mistake: it works, or one sentence says what to change."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,20 @@ def test_file_name_that_leads_out_of_the_output_folder(client: Client, prefix: s
 @pytest.mark.parametrize("prefix", ["", "sub/folder/name", "%date:yyyy%", "ünï çødé", "a:b?c*d"])
 def test_unusual_file_names(client: Client, prefix: str) -> None:
     works_or_explains(client, combine(filename_prefix=prefix), "filename_prefix")
+
+
+def saved_as(host: Host, client: Client, prefix: str, fps: float) -> str:
+    prompt = combine(filename_prefix=prefix, frames=2, fps=fps)
+    [file] = client.run(prompt)["combine"]["images"]
+    return (host.output / file["subfolder"] / file["filename"]).relative_to(host.output).as_posix()
+
+
+def test_no_video_is_written_over_another(host: Host, client: Client) -> None:
+    """Also where the prefix ends in a slash, as the name of a folder does."""
+    names = [saved_as(host, client, "again/", fps) for fps in (24.0, 25.0)]
+    assert names == ["again_00001_.mp4", "again_00002_.mp4"]
+
+
+def test_dates_and_values_in_a_file_name(host: Host, client: Client) -> None:
+    name = saved_as(host, client, "%date:yyyy-MM-dd%/%EmptyImage.width% wide, %fps%", 25.0)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/64 wide, %fps%_00001_\.mp4", name)

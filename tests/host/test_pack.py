@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,27 @@ def test_bundled_workflows_show_every_input(path: Path) -> None:
         assert set(INPUTS.get(drawn["type"], [])) <= shown, drawn["type"]
 
 
+def test_archive_for_users_has_help_and_workflows_and_no_tests() -> None:
+    """.comfyignore is read as .gitignore is."""
+
+    def files(*options: str) -> set[str]:
+        listed = subprocess.run(
+            ["git", "ls-files", *options], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        return set(listed.stdout.splitlines())
+
+    shipped = files() - files("--cached", "--ignored", "--exclude-from=.comfyignore")
+    assert {f"web/docs/{node_id}.md" for node_id in INPUTS} <= shipped
+    assert {
+        "workflows/loopy_quick_start.json",
+        "loopy_model/sampling.py",
+        "assets/models/loopy-puppet.safetensors",
+    } <= shipped
+    assert not [
+        name for name in shipped if name.startswith(("tests/", "docs/", "benchmarks/", "loopy_model/train/"))
+    ]
+
+
 def test_pack_has_no_other_nodes(client: Client) -> None:
     module = f"custom_nodes.{PACK}"
     ours = {key for key, info in client.object_info().items() if info["python_module"] == module}
@@ -186,6 +208,13 @@ def test_video_is_as_long_as_the_voice(finished: Finished) -> None:
 def test_video_carries_its_graph(finished: Finished) -> None:
     assert bare(json.loads(finished.video.metadata["prompt"])) == bare(quick_start())
     assert json.loads(finished.video.metadata["workflow"])["nodes"]
+
+
+def test_video_tells_nobody_where_its_maker_keeps_files(host: Host, finished: Finished) -> None:
+    """The host notes in the prompt what a node says of its files."""
+    told = json.dumps(finished.video.metadata)
+    assert "loopy-puppet.safetensors" in told
+    assert not [place for place in (host.base, host.tree, ROOT) if str(place) in told]
 
 
 def test_progress_counts_the_steps_of_all_clips(finished: Finished) -> None:

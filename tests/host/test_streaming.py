@@ -29,14 +29,14 @@ async def load():
 asyncio.run(load())
 LoadModel, Sampler = nodes.NODE_CLASS_MAPPINGS["LoopyLoadModel"], nodes.NODE_CLASS_MAPPINGS["LoopySampler"]
 with torch.inference_mode():
-    hosted = LoadModel.execute("loopy-puppet.safetensors", "default").args[0]
+    hosted, _, vae = LoadModel.execute("loopy-puppet.safetensors", "default").args
 card = torch.device("meta")
-for part in hosted.patchers.values():
+for part in (*hosted.patchers.values(), vae.patcher):
     patcher = comfy.model_patcher.ModelPatcher(part.model, load_device=card, offload_device=torch.device("cpu"))
     patcher.partially_load(card, extra_memory=patcher.model_size() * 0.4)
 
 resident, streaming, stuck = 0, 0, []
-for name, module in hosted.model.named_modules():
+for name, module in (*hosted.model.named_modules(), *vae.first_stage_model.named_modules()):
     if not list(module.parameters(recurse=False)) or list(module.children()):
         continue
     if {p.device.type for p in module.parameters(recurse=False)} == {"meta"}:
