@@ -5,7 +5,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,8 +79,7 @@ def _request(args: argparse.Namespace, pipeline: "Pipeline") -> "Request":
     """What is asked for, with portrait and voice encoded; what is not possible is refused before."""
     import numpy as np
     import torch
-    from av import FFmpegError
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from .config import SAMPLE_RATE
     from .diffusion import NoiseSchedule
@@ -94,16 +94,23 @@ def _request(args: argparse.Namespace, pipeline: "Pipeline") -> "Request":
         check(pipeline.config, args.steps, guidance, options)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    try:
-        with Image.open(args.portrait) as picture:
-            portrait = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+    with _reading(args.portrait), Image.open(args.portrait) as picture:
+        upright = ImageOps.exif_transpose(picture).convert("RGB")  # as the phone was held
+        portrait = torch.from_numpy(np.asarray(upright, dtype=np.float32) / 255)
+    with _reading(args.voice):  # block by block, while it is encoded
         voice = read_voice(args.voice, SAMPLE_RATE)
         return pipeline.request(portrait, voice, guidance, args.steps, args.seed, options=options)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    from av import FFmpegError
+
+    try:
+        yield
     except (OSError, FFmpegError) as error:
-        raise SystemExit(
-            f"cannot read {getattr(error, 'filename', None) or args.portrait}: {error}"
-        ) from error
-    except ValueError as error:  # a sentence: too small a picture, too short a voice
+        raise SystemExit(f"cannot read {path}: {error}") from error
+    except ValueError as error:  # a sentence, also of too small a picture
         raise SystemExit(str(error)) from error
 
 
@@ -172,10 +179,8 @@ def import_donor(arguments: Sequence[str]) -> None:
         if not args.dry_run:
             write(made, args.output, args.seed, dtypes[args.dtype])
             print(args.output)
-    except NotADonor as error:
+    except (NotADonor, OSError) as error:
         raise SystemExit(str(error)) from error
-    except OSError as error:
-        raise SystemExit(f"cannot write {args.output}: {error.strerror}.") from error
 
 
 HERE = {"generate": generate, "import": import_donor, "merge": merge}

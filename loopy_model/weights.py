@@ -124,15 +124,23 @@ def save_checkpoint(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """One safetensors file; it appears under `path` only when it is complete."""
+    """One safetensors file; it appears under `path` only when it is complete. Raises OSError."""
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
-        partial.chmod(0o644)  # safetensors writes files that only their owner can read
+        save_tensors(partial, tensors, metadata)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that others can read too. Raises OSError where there is no room or no right to."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:  # of the disk, but no OSError
+        raise OSError(f"cannot write {path.name}: {error}") from error
+    path.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
 def content_digest(path: Path) -> str:

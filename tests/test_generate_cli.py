@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from loopy_model.cli import generate
-from loopy_model.pipeline import BUNDLED
+from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.video import write_video
 
 PORTRAIT = BUNDLED.parents[1] / "portraits" / "mina.png"
@@ -49,6 +49,19 @@ def test_one_sentence_names_the_file(files: Path, portrait: str, voice: str, out
     with pytest.raises(SystemExit, match=said):
         generate([str(files / portrait), str(files / voice), str(files / output)])
     assert sorted(files.rglob("*")) == before
+
+
+def test_a_portrait_is_upright_as_the_phone_was_held(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # to be turned by a quarter
+    Image.new("RGB", (100, 60)).save(files / "phone.jpg", exif=turned)
+
+    def stop(pipeline: Pipeline, portrait: torch.Tensor, *_: object, **__: object) -> None:
+        raise ValueError(f"seen as {tuple(portrait.shape)}")
+
+    monkeypatch.setattr(Pipeline, "request", stop)
+    with pytest.raises(SystemExit, match=r"seen as \(100, 60, 3\)"):
+        generate([str(files / "phone.jpg"), str(files / "voice.wav"), str(files / "a.mp4")])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from loopy_model.weights import (
     load_tensors,
     read_header,
     save_checkpoint,
+    save_tensors,
 )
 
 CARD = ModelCard("tiny", 'nothing: "random" numbers, 世界', "everything", "Apache-2.0")
@@ -266,3 +267,9 @@ def test_equal_checkpoints_have_one_digest_whatever_the_order_of_their_header(
         next(model.parameters()).view(-1)[0] += 1
     save_checkpoint(path, header, {"loopy": model})
     assert len(digests | {content_digest(path)}) == 3
+
+
+def test_a_place_that_takes_no_file_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    """Not one of the weights: what writes many files must know the difference."""
+    with pytest.raises(OSError, match="cannot write x.safetensors: .*No such file or directory"):
+        save_tensors(tmp_path / "gone" / "x.safetensors", {"a": torch.ones(1)})

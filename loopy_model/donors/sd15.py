@@ -107,7 +107,7 @@ FILE_ROWS = (
     ),
     Row(r"file\.model_ema\..+", why="averaged weights: those that are used elsewhere are the others"),
     Row(
-        r"file\.(betas|alphas_cumprod|sqrt_.+|log_.+|posterior_.+|logvar|scale_factor|denoiser\..+)",
+        r"file\.(betas|alphas_.+|sqrt_.+|log_.+|posterior_.+|logvar|scale_factor|denoiser\..+)",
         why="the noise schedule: it stands in the header",
     ),
 )

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from ..prepare.records import digest_of, write_json, write_whole
+from ..weights import save_tensors
 
 VERSION = "1"  # raise it when a measurement changes
 
 
 def file_digest(path: Path) -> str:
-    """Read once, and again only when the file has changed."""
-    stat = path.stat()
-    return _digest(path, stat.st_size, stat.st_mtime_ns)
+    """Read once, and again only when the file has changed. Raises ValueError where it cannot be read."""
+    try:
+        stat = path.stat()
+        return _digest(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}. Leave it out or write it again.") from error
 
 
 @once
@@ -55,5 +60,5 @@ class Cache:
             return load_file(path)["array"]
         except (OSError, SafetensorError, KeyError):
             made = np.ascontiguousarray(make())
-            write_whole(path, lambda partial: save_file({"array": made}, partial))
+            write_whole(path, lambda partial: save_tensors(partial, {"array": torch.from_numpy(made)}))
             return made

@@ -110,14 +110,26 @@ class Video:
         files = [self.path.with_suffix(POINTS_SUFFIX)] if spec == "points" else named
         return [spec.partition(":")[0], *(file_digest(path) for path in files if path.is_file())]
 
-    @cached_property
+    @property
     def points(self) -> np.ndarray:
-        """(F, 68, 2) pixels"""
+        """(F, 68, 2) pixels. Raises NotMeasured, always the same: looking for a face takes long, above all in vain."""
+        if isinstance(self._found, NotMeasured):
+            raise self._found
+        return self._found
 
+    @cached_property
+    def _found(self) -> np.ndarray | NotMeasured:
         def make() -> np.ndarray:
             return landmarks(self.recording.frames, self.tools.detector(self.path))
 
-        return self.cache.array("points", self._key(self._eyes), make)
+        try:
+            return self.cache.array("points", self._key(self._eyes), make)
+        except NotMeasured as error:
+            return error
+
+    def forget(self) -> None:
+        """Lets go of the pictures; they are read again when they are asked for."""
+        self.__dict__.pop("recording", None)
 
     @property
     def shares(self) -> Tensor:
@@ -132,6 +144,8 @@ class Video:
     # --- metrics of one video: name -> value -----------------------------------------------------
 
     def moved(self) -> dict[str, float]:
+        if self.shape[0] < 2:
+            raise NotMeasured("movement needs two frames, and there is one.")
         return {"Glo": self.movement.glo, "Exp": self.movement.exp}
 
     def smooth(self) -> dict[str, float]:
@@ -227,5 +241,6 @@ def tried(names: Sequence[str], measure: Callable[[], dict[str, float]]) -> Scor
 
 def differences(generated: Video, real: Video) -> dict[str, float]:
     """DGlo and DExp, eq. 6-7."""
+    generated.moved(), real.moved()  # or there is nothing to compare
     pair = generated.shares, real.shares
     return {"DGlo": float(dglo(*pair)), "DExp": float(dexp(*pair))}

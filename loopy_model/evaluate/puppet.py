@@ -9,7 +9,7 @@ results.json, report.html and the videos; the tables are printed too.
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -272,14 +272,14 @@ class Evaluation:
         write_video(folder / f"{name}.mp4", made, Fraction(self.clip.fps), sound, SAMPLE_RATE)
 
 
-def write_sheet(args: argparse.Namespace, faces: int, shown: int = 6) -> None:
-    """contact_sheet.jpg: portrait, generated frames and truth of the first faces."""
+def write_sheet(args: argparse.Namespace, names: Iterable[str], shown: int = 6) -> None:
+    """contact_sheet.jpg: portrait, generated frames and truth of the first faces among these pieces."""
     from PIL import Image
 
-    rows = []
-    for number in range(min(faces, shown)):
-        made, fps, _, _ = read_video(args.report / "videos" / f"face-{number:02}.mp4")
-        truth = held_out(number, round(args.seconds * fps), made.shape[1])
+    rows, faces = [], sorted(name for name in names if name.startswith("face-"))
+    for name in faces[:shown]:
+        made, fps, _, _ = read_video(args.report / "videos" / f"{name}.mp4")
+        truth = held_out(int(name.removeprefix("face-")), round(args.seconds * fps), made.shape[1])
         rows.append((truth.portrait, made, truth.frames))
     if rows:
         sheet = (contact_sheet(rows) * 255).round().byte().numpy()
@@ -293,6 +293,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pieces = Evaluation(args).run()
     results = summarise(pieces)
     write_whole(args.report / "results.json", lambda path: path.write_text(json.dumps(results, indent=2)))
-    write_sheet(args, sum(name.startswith("face-") for name in pieces))
+    write_sheet(args, pieces)
     write_report(args.report, results, pieces)
     print(tables(results))

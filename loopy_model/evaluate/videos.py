@@ -58,6 +58,9 @@ class Evaluation:
             compared = Compared(pair.name, generated.shape[0], mine, theirs, note)
             self.compared.append(compared)
             yield compared, generated, real
+            for video in (generated, real):
+                if video is not None:
+                    video.forget()  # before the next pair is read
 
     def _opened(self, pair: Pair) -> tuple[Video, Video | None, str]:
         """Both with the frames that both have."""
@@ -109,6 +112,10 @@ class Evaluation:
 
 def pairs_of(generated: Path, real: Path | None, report: Path) -> tuple[list[Pair], list[str]]:
     """-> pairs by relative name without suffix, and notes on what has no partner. Raises ValueError."""
+    if report.resolve() in (folder.resolve() for folder in (generated, real) if folder):
+        raise ValueError(
+            f"--report {report} holds the videos themselves; give a folder for the results alone."
+        )
     mine = _videos_in(generated, report)
     if real is None:
         return [Pair(name, path, None) for name, path in mine.values()], []

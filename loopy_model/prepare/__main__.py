@@ -192,6 +192,7 @@ def encode(args: argparse.Namespace) -> int:
         settings = EncodeSettings(vae, speech, size, args.device, (number - 1, shards), args.again)
         counts = encode_clips(args.data, settings)
         text = summary(args.data, counts)
+        (args.data / "encoded").mkdir(exist_ok=True)  # this shard may have had nothing to do
         (args.data / "encoded" / "report.txt").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise Refused(f"cannot write {error.filename or args.data}: {error.strerror or error}.") from error

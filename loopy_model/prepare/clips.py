@@ -9,9 +9,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from scipy.ndimage import median_filter
 
 from ..config import SAMPLE_RATE
+from ..weights import save_tensors
 from .cuts import extents
 from .raw import FPS
 from .records import Box, CannotWrite, Clip, write_whole
@@ -146,16 +148,9 @@ def write_video(path: Path, pictures: Iterator[np.ndarray], voice: np.ndarray | 
 
 def write_record(path: Path, clip: Clip, landmarks: np.ndarray) -> None:
     """`landmarks` (F, 68, 2) float32, 0..1 of the crop; written last, so that it vouches for the video."""
-    from safetensors.numpy import save_file
-
-    record = json.dumps(asdict(clip), ensure_ascii=False)
-    tensors = {"landmarks": np.ascontiguousarray(landmarks, np.float32)}
-
-    def write(partial: Path) -> None:
-        save_file(tensors, partial, {"format": FORMAT, "clip": record})
-        partial.chmod(0o644)  # safetensors writes files that only their owner can read
-
-    write_whole(path, write)
+    record = {"format": FORMAT, "clip": json.dumps(asdict(clip), ensure_ascii=False)}
+    tensors = {"landmarks": torch.from_numpy(np.ascontiguousarray(landmarks, np.float32))}
+    write_whole(path, lambda partial: save_tensors(partial, tensors, record))
 
 
 def remove_clips(folder: Path, source_name: str) -> None:

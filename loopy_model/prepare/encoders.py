@@ -6,12 +6,14 @@ downloaded.
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,6 +53,21 @@ def load_vae(path: Path, device: str = "cpu") -> VAE:
 
     Raises ValueError with a sentence.
     """
+    with _explained(path):
+        return _load_vae(path, device)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the libraries say of files that they cannot read, as a sentence that names the path."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ValueError(f"{path} cannot be read ({first}); copy or download it again.") from error
+
+
+def _load_vae(path: Path, device: str) -> VAE:
     if is_loopy(path):
         header = read_header(path)
         if "autoencoder" not in header.parts:
@@ -118,7 +135,8 @@ def load_speech_encoder(path: Path, device: str = "cpu") -> Callable[[Tensor], T
         return lambda voice: module(voice[None].to(device))[0]
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} is not a folder with a wav2vec 2.0 of transformers (no config.json in it).")
-    return _transformers_wav2vec(path, device)
+    with _explained(path):
+        return _transformers_wav2vec(path, device)
 
 
 def _transformers_wav2vec(path: Path, device: str) -> Callable[[Tensor], Tensor]:

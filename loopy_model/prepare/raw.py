@@ -35,15 +35,31 @@ class Unreadable(Exception):
     """One sentence on why a raw video cannot be used."""
 
 
+class NoAccess(Unreadable):
+    """The same, where only a permission is missing."""
+
+
 def raw_videos(folder: Path, leave_out: Path) -> tuple[list[str], list[str]]:
     """Relative paths below `folder`, sorted: of all videos, and of the files that are passed over.
 
-    Those are the hidden ones, all that are no videos, and names that are not UTF-8, which no record
-    could hold; hidden folders, the folder `leave_out` and files of landmarks are not looked at.
+    Those are the hidden ones, all that are no videos, names that are not UTF-8, which no record could hold, and
+    folders that cannot be listed; hidden folders, the folder `leave_out` and files of landmarks are not looked
+    at, and a folder that links lead to again is looked at once.
     """
-    videos, others = [], []
-    for here, folders, names in os.walk(folder):
-        folders[:] = [n for n in folders if n[0] != "." and (Path(here) / n).resolve() != leave_out.resolve()]
+    videos, others, seen = [], [], {leave_out.resolve(), folder.resolve()}
+
+    def pass_over(error: OSError) -> None:
+        others.append(Path(error.filename).relative_to(folder).as_posix())
+
+    def is_new(below: Path) -> bool:
+        place = below.resolve()
+        if below.name[0] == "." or place in seen:
+            return False
+        seen.add(place)
+        return True
+
+    for here, folders, names in os.walk(folder, onerror=pass_over, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if is_new(Path(here) / name)]
         for name in names:
             if not name.endswith(POINTS_SUFFIX):
                 path = (Path(here) / name).relative_to(folder).as_posix()
@@ -244,6 +260,8 @@ def _opened(path: Path) -> "av.container.InputContainer":
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise NoAccess(f"it {what}: {_words(error)}.") from error
     except (av.FFmpegError, OSError, UnicodeError, ValueError) as error:
         raise Unreadable(f"it {what}: {_words(error)}.") from error
 

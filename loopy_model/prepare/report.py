@@ -358,13 +358,15 @@ def _draw_tile(sheet, draw, data: Path, tile: _Tile, left: int, top: int) -> Non
 
 
 def _thumbnail(data: Path, tile: _Tile):
-    """None: the video could not be read, or its sheet is gone."""
+    """None: the video could not be read, its sheet is gone, or it had more pieces than a sheet shows."""
     from PIL import Image
 
     row, column = divmod(tile.index, COLUMNS)
     corner = column * THUMBNAIL, row * THUMBNAIL
     try:
         with Image.open(data / "sources" / f"{name_of(tile.source)}.jpg") as sheet:
+            if corner[1] >= sheet.height:
+                return None
             return sheet.crop((*corner, corner[0] + THUMBNAIL, corner[1] + THUMBNAIL))
     except OSError:
         return None

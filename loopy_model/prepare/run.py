@@ -11,16 +11,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from itertools import groupby
+from itertools import groupby, islice
 from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
 from .clips import clip_paths
-from .raw import SUFFIXES, raw_videos
+from .raw import POINTS_SUFFIX, SUFFIXES, raw_videos
 from .records import (
     CannotWrite,
     Source,
@@ -31,9 +31,10 @@ from .records import (
     write_source,
     write_whole,
 )
-from .source import Job, Settings, abandon, prepare
+from .source import NO_ACCESS, Job, Settings, abandon, prepare
 
 CRASHED = "crashed the decoder"
+AT_HAND = 4  # jobs per worker that are waited for; each wait looks at all of them
 SETTINGS_FILE = "prepare.json"
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has the second only
 
@@ -84,18 +85,28 @@ def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> t
 
     def job(source: str) -> Job:
         path = raw / source
-        stat = path.stat() if path.exists() else path.lstat()  # a link to nothing is rejected in its turn
+        size, modified = _state_of(path, settings)
         test = source in named or share_of(source) < settings.test_share
         split = "test" if test else "train"
         return Job(
             raw,
             data,
             settings,
-            Source(source, stat.st_size, stat.st_mtime_ns, digest, copies.get(source), split),
+            Source(source, size, modified, digest, copies.get(source), split),
         )
 
     mine = [s for s in sources if int(share_of(f"shard {s}") * shards) == number - 1]
     return [job(source) for source in mine if os.path.lexists(raw / source)], others
+
+
+def _state_of(video: Path, settings: Settings) -> tuple[int, int]:
+    """Bytes, and nanoseconds of the last change, of the video and of the landmarks that belong to it alone: with
+    others it is to be prepared again."""
+    stats = [video.stat() if video.exists() else video.lstat()]  # a link to nothing is rejected in its turn
+    points = video.with_suffix(POINTS_SUFFIX)
+    if settings.landmarks == "points" and points.is_file():
+        stats.append(points.stat())
+    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
 
 
 def _named_for_test(sources: list[str], names: Iterable[str]) -> set[str]:
@@ -132,6 +143,8 @@ def is_done(job: Job) -> bool:
     record = read_source(job.record)
     if record is None or not record.same_work(job.plan):
         return False
+    if any(piece.reason == NO_ACCESS for piece in record.rejected):
+        return False  # a permission that is given leaves no trace in the file
     return all(path.is_file() for clip in record.clips for path in clip_paths(job.clips, clip.name))
 
 
@@ -143,17 +156,17 @@ def run(jobs: list[Job], workers: int, patience: float, show: Show) -> None:
     for `patience` seconds counts as hanging.
     """
     suspects = [job for job in jobs if job.marker.exists()]  # from a run that was killed
-    rest = [job for job in jobs if job not in suspects]
+    rest = [job for job in jobs if not job.marker.exists()]
     fruitless = 0
     while rest:
-        finished = _pool(rest, workers, patience, show)
-        unfinished = [job for job in rest if job not in finished]
+        finished = {job.plan.source for job in _pool(rest, workers, patience, show)}
+        unfinished = [job for job in rest if job.plan.source not in finished]
         fallen = [job for job in unfinished if job.marker.exists()]
         fruitless = 0 if finished or fallen else fruitless + 1
         if fruitless > 2:
             raise Refused("the worker processes end before they begin; is there enough memory?")
         suspects += fallen
-        rest = [job for job in unfinished if job not in fallen]
+        rest = [job for job in unfinished if not job.marker.exists()]
     for job in suspects:
         if not _pool([job], 1, patience, show):
             abandon(job)
@@ -168,9 +181,9 @@ def _pool(jobs: list[Job], workers: int, patience: float, show: Show) -> list[Jo
     others = multiprocessing.active_children()
     finished: list[Job] = []
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_begin)
-    futures = {pool.submit(_work, job): job for job in jobs}
+    futures: dict[Future, Job] = {}  # those that are at hand
     try:
-        _watch(futures, patience, finished, show)
+        _watch(pool, iter(jobs), AT_HAND * workers, futures, patience, finished, show)
     except BrokenProcessPool:
         pass
     except BaseException:
@@ -186,14 +199,26 @@ def _pool(jobs: list[Job], workers: int, patience: float, show: Show) -> list[Jo
     return finished
 
 
-def _watch(futures: dict[Future, Job], patience: float, finished: list[Job], show: Show) -> None:
-    pending, signs = set(futures), {}
-    while pending:
-        ready, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+def _watch(
+    pool: ProcessPoolExecutor,
+    waiting: Iterator[Job],
+    at_hand: int,
+    futures: dict[Future, Job],
+    patience: float,
+    finished: list[Job],
+    show: Show,
+) -> None:
+    signs: dict[str, tuple[str, float]] = {}
+    while True:
+        for job in islice(waiting, at_hand - len(futures)):
+            futures[pool.submit(_work, job)] = job
+        if not futures:
+            return
+        ready, _ = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
         for future in ready:
             future.result()
-            finished.append(futures[future])
-        in_work = [futures[future] for future in pending if future.running()]
+            finished.append(futures.pop(future))
+        in_work = [job for future, job in futures.items() if future.running()]
         show(len(ready), sum(_seconds_done(job) for job in in_work))
         _kill_hanging(in_work, signs, patience)
 

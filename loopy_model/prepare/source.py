@@ -18,13 +18,14 @@ from .clips import clip_paths, crop, crop_box, in_crop, remove_clips, sync_boxes
 from .cuts import FACE, Track, pieces, split_evenly
 from .filters import Failure, Filters, failures, kilobytes, loudness, measure_face
 from .landmarks import LandmarkDetector, detector_for
-from .raw import FPS, SAMPLES, RawVideo, Unreadable, upright
+from .raw import FPS, SAMPLES, NoAccess, RawVideo, Unreadable, upright
 from .records import Box, CannotWrite, Clip, Rejected, Source, name_of, write_source, write_whole
 from .scan import THUMBNAIL, Beat, NoLandmarks, Scan, scan
 
-COLUMNS = 16  # of the sheet of thumbnails beside a record
+COLUMNS, MOST_ROWS = 16, 400  # of the sheet of thumbnails beside a record; a JPEG has at most 65,535 rows
 SYNC_SIZE = 224  # pixels of the square that SyncNet looks at
 DUPLICATE, UNREADABLE, NO_LANDMARKS, FAILED = "duplicate", "unreadable", "no landmarks", "error"
+NO_ACCESS = "no access"
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _prepared(job: Job, beat: Beat) -> Source:
         return job.rejected(NO_LANDMARKS, str(error))
     except Unreadable as error:
         remove_clips(job.clips, job.name)
-        return job.rejected(UNREADABLE, str(error))
+        return job.rejected(NO_ACCESS if isinstance(error, NoAccess) else UNREADABLE, str(error))
     except CannotWrite:
         raise
     except Exception as error:  # a file that nobody thought of costs that file alone
@@ -286,9 +287,10 @@ def _thumbnail(seen: Scan, piece: Rejected) -> np.ndarray:
 
 
 def _write_sheet(path: Path, pictures: list[np.ndarray]) -> None:
-    """All thumbnails of a source in one picture: first its clips, then its rejected pieces."""
+    """The thumbnails of a source in one picture: first its clips, then its rejected pieces."""
     from PIL import Image
 
+    pictures = pictures[: COLUMNS * MOST_ROWS]
     rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * THUMBNAIL, max(1, rows) * THUMBNAIL), "lightgray")
     for number, picture in enumerate(pictures):

@@ -88,7 +88,21 @@ def single_file(weights: State) -> State:
         "first_stage_model.decoder.conv_in.weight",
         "cond_stage_model.transformer.text_model.final_layer_norm.weight",
         "model_ema.diffusion_modelinput_blocks00weight",
+        "model_ema.decay",
+        "model_ema.num_updates",
+        # The buffers of LDM's DDPM, which the original files hold.
+        "betas",
         "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
     )
     return renamed | {key: torch.zeros(3) for key in others}
 

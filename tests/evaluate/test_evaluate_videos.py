@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from scipy.io import savemat
 
 from loopy_model.evaluate import __main__ as command
-from loopy_model.evaluate import measures
+from loopy_model.evaluate import measures, one_video
 from loopy_model.evaluate.frechet import frechet_distance
 from loopy_model.evaluate.metrics import METRICS
 from loopy_model.evaluate.videos import main
@@ -83,6 +84,48 @@ def test_movement_is_that_of_the_exact_points(root: Path) -> None:
         assert summary["spread"] == pytest.approx(np.std(values, ddof=1)) and summary["videos"] == 2
     assert row(found, "DGlo")["real"] is None and row(found, "Glo")["real"]["mean"] > 0
     assert [video["frames"] for video in found["videos"]] == [FRAMES, FRAMES]
+
+
+def test_one_frame_has_no_movement(tmp_path: Path) -> None:
+    """Of several videos too, whose spread would be of no numbers."""
+    for index in (0, 1):
+        draw(tmp_path / "generated" / f"{index}.mp4", index, frames=1 if index else FRAMES)
+        draw(tmp_path / "real" / f"{index}.mp4", index)
+    found = evaluate(tmp_path, "--real", str(tmp_path / "real"))
+    assert [video["frames"] for video in found["videos"]] == [FRAMES, 1]
+    for name in ("Glo", "Exp", "DGlo", "DExp"):
+        assert row(found, name)["generated"]["videos"] == 1
+    assert "movement needs two frames" in found["videos"][1]["generated"]["reasons"]["Glo"]
+    assert "NaN" not in (tmp_path / "report" / "results.json").read_text()
+
+
+def test_a_report_among_the_videos_and_a_link_to_nothing_are_one_sentence(tmp_path: Path) -> None:
+    draw(tmp_path / "generated" / "a.mp4", 0, frames=3)
+    with pytest.raises(SystemExit, match="--report .*generated holds the videos themselves; give a folder"):
+        evaluate(tmp_path, report="generated")
+    (tmp_path / "generated" / "b.mp4").symlink_to("nowhere.mp4")
+    with pytest.raises(SystemExit, match="cannot read .*b.mp4: No such file or directory"):
+        evaluate(tmp_path)
+
+
+def test_pictures_are_let_go_of_before_the_next_pair(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a face that is not found is not looked for again."""
+    held, tried = [], []
+    forget = one_video.Video.forget
+
+    def watched(video: one_video.Video) -> None:
+        forget(video)
+        held.append("recording" in vars(video))
+
+    def detector(settings: str, path: Path) -> Callable:
+        tried.append(path.name)
+        return lambda picture, index: []
+
+    monkeypatch.setattr(one_video.Video, "forget", watched)
+    monkeypatch.setattr(one_video, "detector_for", detector)
+    found = evaluate(root, "--real", str(root / "real"), "--networks", str(root / "networks"), report="blind")
+    assert held == [False] * 4 and sorted(tried) == sorted(2 * ["face_0.mp4", "face_1.mp4"])
+    assert "show no face" in found["videos"][0]["generated"]["reasons"]["Glo"]
 
 
 def test_networks_are_asked_for_both_sides(root: Path) -> None:

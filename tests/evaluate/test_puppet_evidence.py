@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("matplotlib")
 
 from loopy_model.evaluate.drift import STATISTICS
 from loopy_model.evaluate.held_out import METER, held_out, movement_of
-from loopy_model.evaluate.puppet import Evaluation, build_parser, main
+from loopy_model.evaluate.puppet import Evaluation, build_parser, main, write_sheet
 from loopy_model.evaluate.puppet_report import rows_of, summarise, tables, write_report
 from loopy_model.puppet.fit import save_network
 from loopy_model.puppet.meter import FaceMeter
@@ -188,6 +189,15 @@ def test_a_second_run_makes_nothing_again_but_what_is_missing(
         monkeypatch.setattr(Evaluation, other, None)
     main(["--report", str(report), *SHORT.split()])
     assert made == [1] and (report / "results.json").read_text() == before
+
+
+def test_a_process_that_made_only_later_faces_shows_those(report: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(report / "videos", tmp_path / "videos")
+    (folder / "face-00.mp4").unlink()
+    args = build_parser().parse_args(["--report", str(tmp_path), *SHORT.split()])
+    write_sheet(args, ["long-00", "face-01"])
+    with Image.open(tmp_path / "contact_sheet.jpg") as one, Image.open(report / "contact_sheet.jpg") as both:
+        assert one.height < both.height and one.width == both.width
 
 
 def test_processes_share_the_work_by_name(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from little_videos import HEIGHT, RATE, WIDTH, grey, number, numbered, scene, to
 from loopy_model.prepare.raw import (
     FPS,
     SAMPLES,
+    NoAccess,
     RawVideo,
     Unreadable,
     Voice,
@@ -269,6 +270,26 @@ def test_only_videos_are_found(tmp_path: Path) -> None:
         ["a.mkv", "b.MP4", "sub/Größe 日本.webm"],
         [".hidden.mp4", "notes.txt"],
     )
+
+
+def test_folders_behind_links_count_once(tmp_path: Path) -> None:
+    raw, disk = tmp_path / "raw", tmp_path / "disk"
+    for path in (raw / "a.mp4", disk / "session" / "b.mp4"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    (raw / "one").symlink_to(disk)
+    (raw / "two").symlink_to(disk)
+    (disk / "session" / "round").symlink_to(raw)  # back to where it began
+    assert raw_videos(raw, raw / "data") == (["a.mp4", "one/session/b.mp4"], [])
+
+
+def test_a_missing_permission_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("loopy_model.prepare.raw._opened", refuse)
+    with pytest.raises(NoAccess, match="it cannot be opened: Permission denied"):
+        RawVideo(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize(

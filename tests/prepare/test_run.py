@@ -15,11 +15,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from little_videos import face, faces, save_points, scene, talk, tone, write
+from PIL import Image
 from safetensors import safe_open
 
 from loopy_model.prepare.__main__ import main
+from loopy_model.prepare.filters import Filters
 from loopy_model.prepare.raw import RawVideo, upright
-from loopy_model.prepare.records import Clip, Source, name_of, read_source
+from loopy_model.prepare.records import Clip, Source, name_of, read_source, write_source
+from loopy_model.prepare.report import _thumbnail, _Tile
+from loopy_model.prepare.run import is_done, plan
+from loopy_model.prepare.scan import THUMBNAIL
+from loopy_model.prepare.source import COLUMNS, NO_ACCESS, UNREADABLE, Settings, _write_sheet
 from loopy_model.video import read_video
 
 QUICK = ["--landmarks", "points", "--min-kilobytes", "0", "--size", "64", "--test-share", "0"]
@@ -289,6 +295,29 @@ def test_a_download_that_broke_off_is_called_so_whatever_detector(tmp_path: Path
     (points,), (none,) = (records(data)[f"{name}.mkv"].rejected for name in ("points", "none"))
     assert points.reason == "unreadable" and points.detail.endswith("it is cut off.")
     assert none.reason == "no landmarks" and "none.points.safetensors does not exist" in none.detail
+    shutil.copy(raw / "points.points.safetensors", raw / "none.points.safetensors")  # now they are there
+    assert prepare(raw, data) == 1
+    ((none,),) = (records(data)[f"{name}.mkv"].rejected for name in ("none",))
+    assert none.reason == "unreadable"
+
+
+def test_what_could_not_be_opened_is_tried_again(raw: Path, tmp_path: Path) -> None:
+    settings = Settings(Filters(), "facemesh", None, 64, 0.0, ())
+    [job, *_], _ = plan(raw, tmp_path, settings, (1, 1))
+    for reason, done in ((UNREADABLE, True), (NO_ACCESS, False)):
+        write_source(job.record, job.rejected(reason, "a sentence."))
+        assert is_done(job) == done
+
+
+def test_a_video_of_very_many_pieces_has_a_sheet_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JPEG is at most 65,535 rows high."""
+    monkeypatch.setattr("loopy_model.prepare.source.MOST_ROWS", 2)
+    path = tmp_path / "sources" / f"{name_of('a.mp4')}.jpg"
+    _write_sheet(path, [np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8)] * (3 * COLUMNS))
+    with Image.open(path) as sheet:
+        assert sheet.height == 2 * THUMBNAIL
+    last, beyond = (_Tile("a.mp4", index, ()) for index in (2 * COLUMNS - 1, 2 * COLUMNS))
+    assert _thumbnail(tmp_path, last).size == (THUMBNAIL, THUMBNAIL) and _thumbnail(tmp_path, beyond) is None
 
 
 def test_other_settings_are_refused_unless_again(raw: Path, prepared: Path, tmp_path: Path) -> None:

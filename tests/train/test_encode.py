@@ -340,6 +340,11 @@ def test_a_network_is_known_by_its_weights_wherever_it_lies(
 def test_what_is_no_encoder_is_refused(tmp_path: Path, public: tuple[Path, Path]) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         load_vae(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "short.safetensors").write_bytes(b"12345")
+    for name in ("empty", "short.safetensors"):
+        with pytest.raises(ValueError, match=f"{name} cannot be read .*; copy or download it again"):
+            load_vae(tmp_path / name)
     with pytest.raises(ValueError, match="no config.json in it"):
         load_speech_encoder(tmp_path)
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
