@@ -143,7 +143,7 @@ class AudioConfig:
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule; defaults are SD1.5's, and so the paper's."""
+    """Noise schedule; defaults are SD1.5's."""
 
     train_steps: int = 1000
     beta_start: float = 0.00085

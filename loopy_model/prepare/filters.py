@@ -91,7 +91,7 @@ def _at_most(value: float, limit: float) -> bool:
     return value <= limit
 
 
-CHECKS = (  # in the paper's order: the first that fails is the reason
+CHECKS = (  # the first that fails is the reason
     Check("too short", "seconds", "min_seconds", _at_least, "s"),
     Check("face too small", "face_pixels", "min_face_pixels", _at_least, "px"),
     Check("face moves", "movement", "max_movement", _at_most, "face widths"),

@@ -31,7 +31,7 @@ from .records import (
     write_source,
     write_whole,
 )
-from .source import NO_ACCESS, Job, Settings, abandon, prepare
+from .source import NO_ACCESS, NO_LANDMARKS, Job, Settings, abandon, prepare
 
 CRASHED = "crashed the decoder"
 AT_HAND = 4  # jobs per worker that are waited for; each wait looks at all of them
@@ -100,13 +100,13 @@ def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> t
 
 
 def _state_of(video: Path, settings: Settings) -> tuple[int, int]:
-    """Bytes, and nanoseconds of the last change, of the video and of the landmarks that belong to it alone: with
-    others it is to be prepared again."""
-    stats = [video.stat() if video.exists() else video.lstat()]  # a link to nothing is rejected in its turn
+    """Bytes of the video, and nanoseconds of the last change of it or of the landmarks that belong to it alone: when
+    they change, it is to be prepared again."""
+    stat = video.stat() if video.exists() else video.lstat()  # a link to nothing is rejected in its turn
     points = video.with_suffix(POINTS_SUFFIX)
-    if settings.landmarks == "points" and points.is_file():
-        stats.append(points.stat())
-    return sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+    if settings.landmarks != "points" or not points.is_file():
+        return stat.st_size, stat.st_mtime_ns
+    return stat.st_size, max(stat.st_mtime_ns, points.stat().st_mtime_ns)
 
 
 def _named_for_test(sources: list[str], names: Iterable[str]) -> set[str]:
@@ -143,8 +143,8 @@ def is_done(job: Job) -> bool:
     record = read_source(job.record)
     if record is None or not record.same_work(job.plan):
         return False
-    if any(piece.reason == NO_ACCESS for piece in record.rejected):
-        return False  # a permission that is given leaves no trace in the file
+    if any(piece.reason in (NO_ACCESS, NO_LANDMARKS) for piece in record.rejected):
+        return False  # what was missing then may be there, and the video would not show it
     return all(path.is_file() for clip in record.clips for path in clip_paths(job.clips, clip.name))
 
 

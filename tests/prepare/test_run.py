@@ -25,7 +25,7 @@ from loopy_model.prepare.records import Clip, Source, name_of, read_source, writ
 from loopy_model.prepare.report import _thumbnail, _Tile
 from loopy_model.prepare.run import is_done, plan
 from loopy_model.prepare.scan import THUMBNAIL
-from loopy_model.prepare.source import COLUMNS, NO_ACCESS, UNREADABLE, Settings, _write_sheet
+from loopy_model.prepare.source import COLUMNS, NO_ACCESS, NO_LANDMARKS, UNREADABLE, Settings, _write_sheet
 from loopy_model.video import read_video
 
 QUICK = ["--landmarks", "points", "--min-kilobytes", "0", "--size", "64", "--test-share", "0"]
@@ -304,7 +304,7 @@ def test_a_download_that_broke_off_is_called_so_whatever_detector(tmp_path: Path
 def test_what_could_not_be_opened_is_tried_again(raw: Path, tmp_path: Path) -> None:
     settings = Settings(Filters(), "facemesh", None, 64, 0.0, ())
     [job, *_], _ = plan(raw, tmp_path, settings, (1, 1))
-    for reason, done in ((UNREADABLE, True), (NO_ACCESS, False)):
+    for reason, done in ((UNREADABLE, True), (NO_ACCESS, False), (NO_LANDMARKS, False)):
         write_source(job.record, job.rejected(reason, "a sentence."))
         assert is_done(job) == done
 
