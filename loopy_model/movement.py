@@ -39,7 +39,8 @@ def exp(landmarks: Tensor) -> Tensor:
 def dglo(generated: Tensor, real: Tensor) -> Tensor:
     """Eq. 6 of one pair: how far Glo is from the real video's. Absolute, as section 3.5 defines it ("the
     absolute differences from the ground truth"); the printed equation has no bars, but every value of
-    tables 1 and 2 is positive where Glo is below the truth too (they follow from neither reading). The metric is the mean over all pairs.
+    tables 1 and 2 is positive where Glo is below the truth too (they follow from neither reading). The metric
+    is the mean over all pairs.
 
     Landmarks (.., F, 68, 2), (.., F', 68, 2) -> (..)."""
     return (glo(generated) - glo(real)).abs()
