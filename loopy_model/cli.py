@@ -179,8 +179,12 @@ def import_donor(arguments: Sequence[str]) -> None:
         if not args.dry_run:
             write(made, args.output, args.seed, dtypes[args.dtype])
             print(args.output)
-    except (NotADonor, OSError) as error:
+    except NotADonor as error:
         raise SystemExit(str(error)) from error
+    except OSError as error:
+        raise SystemExit(
+            f"cannot write or read {error.filename or args.output}: {error.strerror or error}."
+        ) from error
 
 
 HERE = {"generate": generate, "import": import_donor, "merge": merge}

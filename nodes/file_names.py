@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 
 PLACE = re.compile(r"%([^%]+)%")
-DATE = {"yyyy": "%Y", "yy": "%y", "MM": "%m", "dd": "%d", "hh": "%H", "mm": "%M", "ss": "%S"}
+DATE = re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
 NOT_IN_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
@@ -36,7 +36,7 @@ def expanded(prefix: str, prompt: dict[str, Any]) -> str:
     def fill(place: re.Match) -> str:
         kind, _, form = place[1].partition(":")
         if kind == "date" and form:
-            return NOT_IN_NAMES.sub("_", _date(form))
+            return _date(form)  # whose slashes make folders
         value = _value(place[1], prompt)
         return place[0] if value is None else NOT_IN_NAMES.sub("_", str(value))
 
@@ -45,7 +45,12 @@ def expanded(prefix: str, prompt: dict[str, Any]) -> str:
 
 def _date(form: str) -> str:
     now = datetime.now()
-    return re.sub("|".join(DATE), lambda part: now.strftime(DATE[part[0]]), form)
+    values = dict(y=now.year, M=now.month, d=now.day, h=now.hour, m=now.minute, s=now.second)
+
+    def digits(part: re.Match) -> str:
+        return str(values[part[0][0]]).zfill(len(part[0]))[-max(2, len(part[0])) :]
+
+    return DATE.sub(digits, form)
 
 
 def _value(place: str, prompt: dict[str, Any]) -> Any:

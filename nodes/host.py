@@ -156,10 +156,6 @@ class HostedSpeechEncoder:
             self.model, load_device=self.load_device, offload_device=mm.text_encoder_offload_device()
         )
 
-    def is_dynamic(self) -> bool:
-        """As `HostedLoopy` is asked."""
-        return self.patcher.is_dynamic()
-
     def encode_audio(self, audio: Tensor, sample_rate: int) -> dict:
         """(B, channels, samples) -> all hidden states, as the stock encoders return them."""
         mm.load_models_gpu([self.patcher], force_full_load=True)

@@ -36,10 +36,6 @@ class HostedLoopy:
         """Asked by the host, which spares what the running graph uses."""
         return list(self.patchers.values())
 
-    def is_dynamic(self) -> bool:
-        """Asked by the host's cache: such a model takes no memory that it could win."""
-        return all(patcher.is_dynamic() for patcher in self.get_models())
-
     @property
     def device(self) -> torch.device:
         """Where it computes."""

@@ -113,19 +113,21 @@ class Video:
     @property
     def points(self) -> np.ndarray:
         """(F, 68, 2) pixels. Raises NotMeasured, always the same: looking for a face takes long, above all in vain."""
-        if isinstance(self._found, NotMeasured):
-            raise self._found
+        if isinstance(self._found, str):
+            raise NotMeasured(self._found)
         return self._found
 
     @cached_property
-    def _found(self) -> np.ndarray | NotMeasured:
+    def _found(self) -> np.ndarray | str:
+        """Or why there are none."""
+
         def make() -> np.ndarray:
             return landmarks(self.recording.frames, self.tools.detector(self.path))
 
         try:
             return self.cache.array("points", self._key(self._eyes), make)
         except NotMeasured as error:
-            return error
+            return str(error)
 
     def forget(self) -> None:
         """Lets go of the pictures; they are read again when they are asked for."""

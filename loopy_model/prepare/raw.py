@@ -44,9 +44,9 @@ def raw_videos(folder: Path, leave_out: Path) -> tuple[list[str], list[str]]:
 
     Those are the hidden ones, all that are no videos, names that are not UTF-8, which no record could hold, and
     folders that cannot be listed; hidden folders, the folder `leave_out` and files of landmarks are not looked
-    at, and a folder that links lead to again is looked at once.
+    at. Links to folders elsewhere are followed, once each; what lies below `folder` is found where it lies.
     """
-    videos, others, seen = [], [], {leave_out.resolve(), folder.resolve()}
+    videos, others, ours, seen = [], [], (folder.resolve(), leave_out.resolve()), {leave_out.resolve()}
 
     def pass_over(error: OSError) -> None:
         others.append(Path(error.filename).relative_to(folder).as_posix())
@@ -54,6 +54,8 @@ def raw_videos(folder: Path, leave_out: Path) -> tuple[list[str], list[str]]:
     def is_new(below: Path) -> bool:
         place = below.resolve()
         if below.name[0] == "." or place in seen:
+            return False
+        if below.is_symlink() and any(place.is_relative_to(own) for own in ours):
             return False
         seen.add(place)
         return True

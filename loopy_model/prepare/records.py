@@ -70,7 +70,7 @@ class Source:
     source: str
     size: int  # bytes
     modified: int  # ns
-    settings: str  # digest of the settings that it was prepared with
+    settings: str  # digest of the settings that it was prepared with, and state of its own landmarks
     duplicate_of: str | None
     split: str
     seconds: float = 0.0

@@ -85,28 +85,28 @@ def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> t
 
     def job(source: str) -> Job:
         path = raw / source
-        size, modified = _state_of(path, settings)
+        stat = path.stat() if path.exists() else path.lstat()  # a link to nothing is rejected in its turn
+        made_with = _made_with(digest, path, settings)
         test = source in named or share_of(source) < settings.test_share
         split = "test" if test else "train"
         return Job(
             raw,
             data,
             settings,
-            Source(source, size, modified, digest, copies.get(source), split),
+            Source(source, stat.st_size, stat.st_mtime_ns, made_with, copies.get(source), split),
         )
 
     mine = [s for s in sources if int(share_of(f"shard {s}") * shards) == number - 1]
     return [job(source) for source in mine if os.path.lexists(raw / source)], others
 
 
-def _state_of(video: Path, settings: Settings) -> tuple[int, int]:
-    """Bytes of the video, and nanoseconds of the last change of it or of the landmarks that belong to it alone: when
-    they change, it is to be prepared again."""
-    stat = video.stat() if video.exists() else video.lstat()  # a link to nothing is rejected in its turn
+def _made_with(digest: str, video: Path, settings: Settings) -> str:
+    """The settings, and the landmarks that belong to this video alone: when they change, it is prepared again."""
     points = video.with_suffix(POINTS_SUFFIX)
     if settings.landmarks != "points" or not points.is_file():
-        return stat.st_size, stat.st_mtime_ns
-    return stat.st_size, max(stat.st_mtime_ns, points.stat().st_mtime_ns)
+        return digest
+    stat = points.stat()
+    return f"{digest}-{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def _named_for_test(sources: list[str], names: Iterable[str]) -> set[str]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from .clips import clip_paths, crop, crop_box, in_crop, remove_clips, sync_boxes, write_record, write_video
 from .cuts import FACE, Track, pieces, split_evenly
+from .encoded import FOLDER
 from .filters import Failure, Filters, failures, kilobytes, loudness, measure_face
 from .landmarks import LandmarkDetector, detector_for
 from .raw import FPS, SAMPLES, NoAccess, RawVideo, Unreadable, upright
@@ -98,6 +99,7 @@ def abandon(job: Job) -> None:
         for path in (job.record, job.record.with_suffix(".jpg"), *partial):
             path.unlink(missing_ok=True)
         remove_clips(job.clips, job.name)
+        remove_clips(job.data / FOLDER, job.name)  # encoded from those
     except OSError as error:
         raise CannotWrite(f"cannot remove {error.filename}: {error.strerror}.") from error
 

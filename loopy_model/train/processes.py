@@ -4,7 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -15,30 +15,43 @@ from torch import distributed
 
 
 def in_processes(count: int, run: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`run(*arguments)` in `count` processes of one thread each that train together -> what each returned.
-    What one of them raises is raised here."""
+    """`run(*arguments)` in `count` processes that train together and share this one's threads -> what each
+    returned. What the first of them raises is raised here, and ends the others, which would wait for it."""
     if count == 1:
         return [run(*arguments)]
-    port = _free_port()
+    port, threads, others = _free_port(), max(1, torch.get_num_threads() // count), active_children()
     with ProcessPoolExecutor(count, get_context("spawn")) as pool:
-        began = [pool.submit(_as_one_of, rank, count, port, run, *arguments) for rank in range(count)]
-        for done in as_completed(began):
-            done.result()  # the cause, before what the others say of a process that has left them
+        began = [
+            pool.submit(_as_one_of, rank, count, threads, port, run, *arguments) for rank in range(count)
+        ]
+        try:
+            for done in as_completed(began):
+                done.result()
+        except BaseException:
+            for process in set(active_children()) - set(others):
+                process.kill()
+            raise
     return [done.result() for done in began]
 
 
-def _as_one_of(rank: int, count: int, port: int, run: Callable[..., Any], *arguments: Any) -> Any:
+def _as_one_of(
+    rank: int, count: int, threads: int, port: int, run: Callable[..., Any], *arguments: Any
+) -> Any:
     """With the variables that torchrun sets."""
     Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
-    of_all = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    of_all = {
+        "WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": threads,
+    }
     own = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in (of_all | own).items()})
-    torch.set_num_threads(1)
-    try:
-        return run(*arguments)
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()  # whoever waits for this process hears of it
+    torch.set_num_threads(threads)
+    result = run(*arguments)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+    return result
 
 
 def _end_with(parent: BaseProcess) -> None:

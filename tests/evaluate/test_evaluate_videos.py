@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
@@ -114,8 +115,9 @@ def test_pictures_are_let_go_of_before_the_next_pair(root: Path, monkeypatch: py
     forget = one_video.Video.forget
 
     def watched(video: one_video.Video) -> None:
+        frames = weakref.ref(video.recording.frames)
         forget(video)
-        held.append("recording" in vars(video))
+        held.append(frames() is not None)
 
     def detector(settings: str, path: Path) -> Callable:
         tried.append(path.name)

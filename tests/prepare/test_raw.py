@@ -280,7 +280,10 @@ def test_folders_behind_links_count_once(tmp_path: Path) -> None:
     (raw / "one").symlink_to(disk)
     (raw / "two").symlink_to(disk)
     (disk / "session" / "round").symlink_to(raw)  # back to where it began
-    assert raw_videos(raw, raw / "data") == (["a.mp4", "one/session/b.mp4"], [])
+    (raw / "archive" / "s").mkdir(parents=True)
+    (raw / "archive" / "s" / "c.mp4").touch()
+    (raw / "best").symlink_to(raw / "archive" / "s")  # where it lies already
+    assert raw_videos(raw, raw / "data") == (["a.mp4", "archive/s/c.mp4", "one/session/b.mp4"], [])
 
 
 def test_a_missing_permission_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -296,7 +296,10 @@ def test_a_download_that_broke_off_is_called_so_whatever_detector(tmp_path: Path
     assert points.reason == "unreadable" and points.detail.endswith("it is cut off.")
     assert none.reason == "no landmarks" and "none.points.safetensors does not exist" in none.detail
     shutil.copy(raw / "points.points.safetensors", raw / "none.points.safetensors")  # now they are there
-    assert prepare(raw, data) == 1
+    encoded = data / "encoded" / f"{name_of('none.mkv')}-000.safetensors"  # of what is no longer true
+    encoded.parent.mkdir()
+    encoded.touch()
+    assert prepare(raw, data) == 1 and not encoded.exists()
     ((none,),) = (records(data)[f"{name}.mkv"].rejected for name in ("none",))
     assert none.reason == "unreadable"
 

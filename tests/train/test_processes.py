@@ -93,6 +93,19 @@ def test_processes_without_a_launcher_end_with_their_parent(tmp_path: Path) -> N
         time.sleep(0.05)
 
 
+def alone_in_trouble() -> None:
+    if os.environ["RANK"] == "1":
+        raise ValueError("only this one")
+    time.sleep(600)
+
+
+def test_what_one_process_raises_ends_the_others() -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="only this one"):
+        in_processes(2, alone_in_trouble)
+    assert time.monotonic() - began < 300
+
+
 PARENT = """
 import os, sys, time
 from pathlib import Path
