@@ -300,7 +300,9 @@ def test_latents_become_the_same_video_without_images(host: Host, client: Client
     outputs = client.run(prompt)
     files = [outputs[key]["images"][0] for key in ("straight", find(prompt, "LoopyVideoCombine"))]
     one, other = (read_pictures(host.output / file["subfolder"] / file["filename"])[0] for file in files)
-    assert len(one) == 60 and (one - other).abs().max() <= 2 / 255
+    # Decoded in parts, a value may round to the other side, and the codec then decides otherwise for a few blocks.
+    apart, shifted = ((one[first:] - other[: 60 - first]).abs().mean() for first in (0, 1))
+    assert len(one) == len(other) == 60 and apart < 0.2 / 255 < shifted / 3
 
 
 def with_options(prompt: dict, **values: object) -> dict:
