@@ -9,14 +9,12 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import groupby, islice
-from multiprocessing.connection import wait as wait_for_end
 from pathlib import Path
 
 from .clips import clip_paths
@@ -32,6 +30,7 @@ from .records import (
     write_whole,
 )
 from .source import NO_ACCESS, NO_LANDMARKS, Job, Settings, abandon, prepare
+from .workers import end_with_parent
 
 CRASHED = "crashed the decoder"
 AT_HAND = 4  # jobs per worker that are waited for; each wait looks at all of them
@@ -241,13 +240,7 @@ def _kill_hanging(jobs: list[Job], signs: dict[str, tuple[str, float]], patience
 def _begin() -> None:
     """In every worker: Ctrl-C is for the parent, and without the parent there is no work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow() -> None:
-        wait_for_end([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 def _work(job: Job) -> None:

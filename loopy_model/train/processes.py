@@ -4,14 +4,13 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import active_children, get_context, parent_process
-from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
-from threading import Thread
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import torch
 from torch import distributed
+
+from ..prepare.workers import end_with_parent
 
 
 def in_processes(count: int, run: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -38,7 +37,7 @@ def _as_one_of(
     rank: int, count: int, threads: int, port: int, run: Callable[..., Any], *arguments: Any
 ) -> Any:
     """With the variables that torchrun sets."""
-    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+    end_with_parent()
     of_all = {
         "WORLD_SIZE": count,
         "MASTER_ADDR": "127.0.0.1",
@@ -52,12 +51,6 @@ def _as_one_of(
     if distributed.is_initialized():
         distributed.destroy_process_group()
     return result
-
-
-def _end_with(parent: BaseProcess) -> None:
-    """A process whose parent was killed would train on, beside the run that resumes."""
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _free_port() -> int:
