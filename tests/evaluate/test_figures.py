@@ -94,7 +94,7 @@ def test_the_command_prints_every_figure_of_the_documents(
     text = text.partition(f"{section}\n")[2].partition("\n## ")[0]
     given = {"0.25", "0.75", "1.5"}  # levels, and the ratios of the guidance
     missing = []
-    for number, percent in re.findall(r"(?<![\w.])(\d+\.\d+)( %)?", text):
+    for number, percent in re.findall(r"(?<![\w.])(\d+\.\d+)(\s%)?", text):
         digits, scale = len(number.partition(".")[2]), 100 if percent else 1
         if number not in given | {f"{value * scale:.{digits}f}" for value in printed}:
             missing.append(number + percent)
