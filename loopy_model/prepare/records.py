@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,6 +147,19 @@ def _forget(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:
         pass  # its folder is what could not be written
+
+
+def differences(before: Any, now: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple]:
+    """(place, before, now) of every value in which two of JSON's values differ; a place is the keys and
+    numbers that lead to it."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from differences(before.get(key), now.get(key), (*place, key))
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for number, pair in enumerate(zip(before, now)):
+            yield from differences(*pair, (*place, number))
+    elif before != now:
+        yield place, before, now
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,6 +22,7 @@ from .raw import POINTS_SUFFIX, SUFFIXES, raw_videos
 from .records import (
     CannotWrite,
     Source,
+    differences,
     digest_of,
     read_source,
     share_of,
@@ -53,23 +54,18 @@ def check_settings(data: Path, settings: Settings, again: bool) -> None:
     except OSError as error:
         raise CannotWrite(f"cannot make the folder {error.filename}: {error.strerror}.") from error
     if path.exists() and not again:
-        differences = list(_differences(json.loads(path.read_text(encoding="utf-8")), ours))
-        if differences:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = [
+            f"{str(place[-1]).replace('_', '-')} was {old}, now {new}"
+            for place, old, new in differences(before, ours)
+        ]
+        if changes:
             raise Refused(
-                f"{data} was prepared with other settings: {'; '.join(differences)}. "
+                f"{data} was prepared with other settings: {'; '.join(changes)}. "
                 "Give the old ones or another folder, or --again to prepare everything anew."
             )
     else:
         write_json(path, ours)
-
-
-def _differences(before: dict, now: dict, prefix: str = "") -> Iterable[str]:
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new)
-        elif old != new:
-            yield f"{key.replace('_', '-')} was {old}, now {new}"
 
 
 def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> tuple[list[Job], list[str]]:

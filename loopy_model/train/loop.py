@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..model import Loopy
 from ..prepare.encoded import BadClip
+from .beginning import Beginning
 from .data import Place, PreparedClips, Samples, Schedule, collate, load
 from .distill import DistillationObjective
 from .lora import add_low_rank, store_frozen_layers
@@ -28,10 +29,6 @@ from .stages import Recipe, Stage
 from .state import Average, fingerprint, read_state, restore, snapshot, write_state
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-START_ANEW = (
-    "give the same, or another --run-dir; to go on from this run's result, give it as --base "
-    "(an adapter by way of `python -m loopy_model.cli merge`)"
-)
 VALIDATION_SAMPLES = 16  # the same clips, noise and timesteps every time
 
 
@@ -285,7 +282,7 @@ class Trainer:
             self.record.write(stage, self.step, **values)
 
     def _save(self, optimizer: AcceleratedOptimizer | None) -> None:
-        state = {"stage": self.stage_index, "step": self.step, "begun": json.dumps(self._begun())}
+        state = {"stage": self.stage_index, "step": self.step, "begun": self._beginning().to_json()}
         state |= snapshot(self.objective, self.average, optimizer and optimizer.optimizer)
         if self.accelerator.scaler is not None:
             state["scaler"] = self.accelerator.scaler.state_dict()
@@ -304,7 +301,10 @@ class Trainer:
                 self.record.keep_until(0, 0)
             return None
         self.stage_index, self.step = state["stage"], state["step"]
-        self._refuse_another_beginning(json.loads(state["begun"]))
+        begun = Beginning.from_json(state["begun"])
+        begun.refuse_another(
+            self._beginning(), self.stage_index + (self.step > 0), self.run_dir, self.train.data
+        )
         if self.is_main:
             self._write_recipe()  # stages that have not begun may be other ones now
             self.record.keep_until(self.stage_index, self.step)
@@ -313,28 +313,8 @@ class Trainer:
             return None
         return state
 
-    def _begun(self) -> dict[str, Any]:
-        """What must stay the same for a run to go on exactly; of the stages those that have begun."""
-        return {"recipe": self.recipe.to_dict(), "clips": self.train.fingerprint(), "base": self.base}
-
-    def _refuse_another_beginning(self, begun: dict[str, Any]) -> None:
-        now = json.loads(json.dumps(self._begun()))
-        known = Recipe.from_dict(
-            begun["recipe"]
-        ).to_dict()  # a field that is younger than the run has its default
-        begun["recipe"] = json.loads(json.dumps(known))
-        for recipe in (begun["recipe"], now["recipe"]):
-            recipe["stages"] = recipe["stages"][: self.stage_index + (self.step > 0)]
-        if different := list(_differences(begun["recipe"], now["recipe"])):
-            raise ValueError(
-                f"{self.run_dir} was begun with another recipe ({'; '.join(different[:3])}); {START_ANEW}."
-            )
-        if begun["clips"] != now["clips"]:
-            raise ValueError(
-                f"{self.run_dir} was begun with other training clips than {self.train.data} has now; {START_ANEW}."
-            )
-        if begun["base"] != now["base"]:
-            raise ValueError(f"{self.run_dir} was begun on another base model; {START_ANEW}.")
+    def _beginning(self) -> Beginning:
+        return Beginning(self.recipe, self.train.fingerprint(), self.base)
 
     def _make_objective(self, base: dict[str, Tensor] | None) -> Objective:
         if self.recipe.distillation is None:
@@ -379,15 +359,3 @@ def _adamw_8bit() -> type[torch.optim.Optimizer]:
     except ImportError as error:
         raise ValueError("the adamw8bit optimiser needs bitsandbytes: pip install bitsandbytes") from error
     return AdamW8bit
-
-
-def _differences(one: Any, other: Any, path: str = "") -> Iterator[str]:
-    """Readable names of the values in which two nested dictionaries or lists differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in one.keys() | other.keys():
-            yield from _differences(one.get(key), other.get(key), f"{path}.{key}" if path else key)
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        for i, (a, b) in enumerate(zip(one, other)):
-            yield from _differences(a, b, f"{path}[{i}]")
-    elif one != other:
-        yield f"{path} was {one}, now {other}"

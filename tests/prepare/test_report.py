@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from loopy_model.prepare.__main__ import main
+from loopy_model.prepare.contact_sheet import shortened, tiles_of
+from loopy_model.prepare.outcome import Outcome, read_outcome
 from loopy_model.prepare.records import (
     Box,
     Clip,
@@ -21,7 +23,7 @@ from loopy_model.prepare.records import (
     write_passed_over,
     write_source,
 )
-from loopy_model.prepare.report import Report, _shortened, _tiles, read_report, summary, write_report
+from loopy_model.prepare.report import summary, write_report
 
 
 def clip(source: str, start: float, split: str = "train", voiced: bool = True) -> Clip:
@@ -56,18 +58,18 @@ BROKEN = Source(
 
 
 def test_records_come_back(tmp_path: Path) -> None:
-    assert read_report(folder(tmp_path, MIXED, GOOD)).sources == (GOOD, MIXED)
+    assert read_outcome(folder(tmp_path, MIXED, GOOD)).sources == (GOOD, MIXED)
 
 
 def test_a_record_of_another_version_or_half_a_one_is_passed_over(tmp_path: Path) -> None:
     folder(tmp_path, GOOD)
     (tmp_path / "sources" / "x.json").write_text('{"format": "old", "source": "x"}')
     (tmp_path / "sources" / "y.json").write_text('{"format"')
-    assert read_report(tmp_path).sources == (GOOD,)
+    assert read_outcome(tmp_path).sources == (GOOD,)
 
 
 def test_the_table_counts_minutes_and_medians() -> None:
-    text = summary(Report((GOOD, MIXED, BAD, BROKEN))).splitlines()
+    text = summary(Outcome((GOOD, MIXED, BAD, BROKEN))).splitlines()
     assert text[0] == "kept 3 clips, 0.3 minutes, from 4 raw videos"
     assert [line.split() for line in text[1:5]] == [
         ["train", "2", "clips", "0.2", "minutes"],
@@ -88,7 +90,7 @@ def test_the_table_counts_minutes_and_medians() -> None:
     ],
 )
 def test_the_last_line_says_what_to_look_at_when_nothing_was_kept(sources: tuple, words: list[str]) -> None:
-    last = summary(Report(sources)).splitlines()[-1]
+    last = summary(Outcome(sources)).splitlines()[-1]
     assert last.startswith("Nothing was kept")
     assert [word for word in words if word not in last] == []
 
@@ -175,17 +177,17 @@ def test_the_report_shows_the_split_that_training_gets(tmp_path: Path) -> None:
     assert f"- {sentence}\n" in (tmp_path / "report.md").read_text(encoding="utf-8")
     with (tmp_path / "report.csv").open(encoding="utf-8", newline="") as file:
         assert {line["source"] for line in csv.DictReader(file) if line["split"] == "test"} == {chosen}
-    kept, _ = _tiles(read_report(tmp_path))
+    kept, _ = tiles_of(read_outcome(tmp_path))
     assert {tile.source for tile in kept if tile.lines[1].startswith("test")} == {chosen}
 
 
 def test_nothing_is_said_where_chance_gave_a_video() -> None:
-    assert "testing" not in summary(Report((source("x.mp4", "train"), source("y.mp4", "test"))))
+    assert "testing" not in summary(Outcome((source("x.mp4", "train"), source("y.mp4", "test"))))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_single_voice_is_too_few(split: str) -> None:
-    text = summary(Report((source("x.mp4", split), source("y.mp4", "train", voiced=False))))
+    text = summary(Outcome((source("x.mp4", split), source("y.mp4", "train", voiced=False))))
     assert "training needs a second video with sound for testing" in text.splitlines()
     assert "by chance" not in text
 
@@ -203,9 +205,9 @@ def test_the_picture_shows_thumbnails_at_their_place(tmp_path: Path) -> None:
 
 
 def test_names_below_pictures_show_their_kind() -> None:
-    assert _shortened("a.mp4") == "a.mp4"
-    assert _shortened("a rather long name of a video.mp4") == "a rather … video.mp4"
-    assert len(_shortened("x" * 80 + ".webm")) == 20 and _shortened("x" * 80 + ".webm").endswith(".webm")
+    assert shortened("a.mp4") == "a.mp4"
+    assert shortened("a rather long name of a video.mp4") == "a rather … video.mp4"
+    assert len(shortened("x" * 80 + ".webm")) == 20 and shortened("x" * 80 + ".webm").endswith(".webm")
 
 
 def test_many_pieces_make_no_endless_picture(tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from loopy_model.prepare.__main__ import main
+from loopy_model.prepare.contact_sheet import Tile, thumbnail
 from loopy_model.prepare.filters import Filters
 from loopy_model.prepare.raw import RawVideo, upright
 from loopy_model.prepare.records import Clip, Source, name_of, read_source, write_source
-from loopy_model.prepare.report import _thumbnail, _Tile
 from loopy_model.prepare.run import is_done, plan
 from loopy_model.prepare.scan import THUMBNAIL
 from loopy_model.prepare.source import COLUMNS, NO_ACCESS, NO_LANDMARKS, UNREADABLE, Settings, _write_sheet
@@ -319,8 +319,8 @@ def test_a_video_of_very_many_pieces_has_a_sheet_too(tmp_path: Path, monkeypatch
     _write_sheet(path, [np.full((THUMBNAIL, THUMBNAIL, 3), 200, np.uint8)] * (3 * COLUMNS))
     with Image.open(path) as sheet:
         assert sheet.height == 2 * THUMBNAIL
-    last, beyond = (_Tile("a.mp4", index, ()) for index in (2 * COLUMNS - 1, 2 * COLUMNS))
-    assert _thumbnail(tmp_path, last).size == (THUMBNAIL, THUMBNAIL) and _thumbnail(tmp_path, beyond) is None
+    last, beyond = (Tile("a.mp4", index, ()) for index in (2 * COLUMNS - 1, 2 * COLUMNS))
+    assert thumbnail(tmp_path, last).size == (THUMBNAIL, THUMBNAIL) and thumbnail(tmp_path, beyond) is None
 
 
 def test_other_settings_are_refused_unless_again(raw: Path, prepared: Path, tmp_path: Path) -> None:
