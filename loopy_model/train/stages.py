@@ -125,7 +125,7 @@ RECIPES = {
         (
             Stage("one", 2000, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
             Stage("two", 6000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
-            Stage("three", 4500, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.5, 0.25, 0.99, 0.25, PUPPET_FACE, 0.2),
+            Stage("three", 8000, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.5, 0.25, 0.99, 0.25, PUPPET_FACE, 0.2),
             Stage("four", 500, 8, 2e-4, False, PUPPET_RHYTHM, 1, 0.2, 0.03, 0.99, 0.5, PUPPET_FACE, 0.2),
         ),
         ema_decay=0.998,
