@@ -69,8 +69,11 @@ def prepare(hosts: Sequence[str] = (NEWEST,), extras: Sequence[str] = ()) -> Pat
     install(f"what ComfyUI {NEWEST} needs", "comfyui", requirements, "1 to 3 minutes")
     for extra in extras:
         install(f"what '{extra}' needs", extra, extra_requirements(extra), "a minute")
+    alone = project_file()["tool"]["loopy"]
     if "prepare" in extras:
-        install_alone("face models", "face-models", project_file()["tool"]["loopy"]["without-dependencies"])
+        install_alone("face models", "face-models", alone["without-dependencies"])
+    if "test" in extras:
+        install_alone("reference implementations", "references", alone["references"])
     return venv_python()
 
 
