@@ -125,10 +125,9 @@ def sync(recording: Recording, points: np.ndarray, scorer: SyncScorer) -> tuple[
     """Sync-C and Sync-D: confidence (median less least distance over the offsets) and least distance."""
     if recording.voice is None or not recording.voice.any():
         raise NotMeasured("the video has no sound.")
-    width = recording.frames.shape[2]
-    lips = [crop(frame, box, FACE_SIZE, width) for frame, box in zip(recording.frames, sync_boxes(points))]
+    lips = _cropped(recording.frames, sync_boxes(points), FACE_SIZE)
     try:
-        score = scorer(np.stack(lips), recording.voice.astype(np.float32) / 32768)
+        score = scorer(lips, recording.voice.astype(np.float32) / 32768)
     except ValueError as error:
         raise NotMeasured(str(error)) from error
     return score.confidence, score.distance
@@ -139,9 +138,17 @@ def aligned_faces(frames: np.ndarray, points: np.ndarray, standard: np.ndarray) 
 
     `standard` (68, 3): its standard face, of `similarity_Lm3D_all.mat`.
     """
-    width = frames.shape[2]
-    boxes = (face_box(five_points(own), five_points(standard)) for own in points)
-    return np.stack([crop(frame, box, FACE_SIDE, width) for frame, box in zip(frames, boxes)])
+    boxes = [face_box(five_points(own), five_points(standard)) for own in points]
+    return _cropped(frames, boxes, FACE_SIDE)
+
+
+def _cropped(frames: np.ndarray, boxes: list[Box], side: int) -> np.ndarray:
+    """(F, side, side, 3) uint8. Raises NotMeasured for a face that the picture does not show."""
+    height, width = frames.shape[1:3]
+    for number, (x, y, length) in enumerate(boxes):
+        if not (-length < x < width and -length < y < height):
+            raise NotMeasured(f"the face of frame {number} lies outside the picture, by its landmarks.")
+    return np.stack([crop(frame, box, side, width) for frame, box in zip(frames, boxes)])
 
 
 def five_points(points: np.ndarray) -> np.ndarray:

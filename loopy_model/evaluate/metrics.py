@@ -95,12 +95,22 @@ def _row(metric: Metric, compared: list[Compared], sets: dict[str, SetScore], ha
     if metric.needs_real and not has_real:
         return row | empty | {"not_measured": "it compares with real videos, and none were given (--real)."}
     if metric.of_sets:
-        return row | empty | _set_row(sets[metric.name], len(compared))
-    found = {"generated": _mean(metric.name, (pair.generated for pair in compared))}
-    if has_real and not metric.needs_real:
-        found["real"] = _mean(metric.name, (pair.real for pair in compared))
-    reasons = [pair.generated.reasons.get(metric.name) for pair in compared]
-    return row | empty | found | {"not_measured": None if found["generated"] else first_reason(reasons)}
+        found = _set_row(sets[metric.name], len(compared))
+    else:
+        found = {"generated": _mean(metric.name, (pair.generated for pair in compared))}
+        if has_real and not metric.needs_real:
+            found["real"] = _mean(metric.name, (pair.real for pair in compared))
+    return row | empty | found | _why(found, [pair.generated.reasons.get(metric.name) for pair in compared])
+
+
+def _why(found: dict, reasons: list[str | None]) -> dict[str, str]:
+    """A metric has no value, or not of all videos."""
+    value = found.get("generated")
+    if value is None:
+        of_all = found.get("not_measured")
+        parts = (of_all, first_reason(reasons) if any(reasons) or not of_all else "")
+        return {"not_measured": " ".join(filter(None, parts))}
+    return {"left_out": first_reason(reasons)} if value["videos"] < value["of"] else {}
 
 
 def _mean(name: str, scores: Iterable[Scores]) -> dict[str, float] | None:

@@ -71,7 +71,8 @@ def _cell(value: str | float) -> str:
 
 
 def number(value: float) -> str:
-    return "–" if value != value else f"{value:.4g}"
+    """Whole numbers in full, others rounded to four digits."""
+    return "–" if value != value else str(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def figure(drawn: "Figure", caption: str = "") -> str:

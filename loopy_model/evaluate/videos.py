@@ -7,6 +7,7 @@ run measures only what is new.
 """
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,12 +20,13 @@ from ..prepare.raw import raw_videos
 from ..prepare.records import CannotWrite, write_json
 from .cache import Cache
 from .frechet import frechet_distance
-from .metrics import OF_SETS, Compared, SetScore, in_words, table
+from .metrics import OF_SETS, Compared, Scores, SetScore, in_words, table
 from .networks import NotMeasured
 from .one_video import Settings, Tools, Video, differences, scores, tried
 from .videos_page import Shown, write_report
 
 FORMAT = "loopy-evaluation-1"
+SOME = 10  # names in a sentence
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,6 @@ class Evaluation:
         self.has_real = pairs[0].real is not None
         self.compared: list[Compared] = []
         self._samples: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
-        self._reasons: dict[str, str] = {}
 
     def videos(self) -> Iterator[tuple[Compared, Video, Video | None]]:
         """Measures as it goes. Raises ValueError on a video that cannot be used."""
@@ -54,7 +55,7 @@ class Evaluation:
             if real is not None:
                 theirs = scores(real)
                 mine = mine.also(tried(("DGlo", "DExp"), lambda: differences(generated, real)))  # noqa: B023
-                self._gather(generated, real)
+                mine = mine.also(self._gather(generated, real))
             compared = Compared(pair.name, generated.shape[0], mine, theirs, note)
             self.compared.append(compared)
             yield compared, generated, real
@@ -76,19 +77,22 @@ class Evaluation:
         )
         return generated.cut(min(lengths)), real.cut(min(lengths)), note
 
-    def _gather(self, generated: Video, real: Video) -> None:
+    def _gather(self, generated: Video, real: Video) -> Scores:
+        """Keeps the samples of a pair for the set metrics -> why it has none of some of them."""
+        reasons = {}
         for metric in OF_SETS:
             try:
                 self._samples[metric].append((generated.features(metric), real.features(metric)))
             except NotMeasured as error:
-                self._reasons.setdefault(metric, str(error))
+                reasons[metric] = str(error)
+        return Scores(reasons=reasons)
 
     def sets(self) -> dict[str, SetScore]:
         return {metric: self._set_score(metric) for metric in OF_SETS}
 
     def _set_score(self, metric: str) -> SetScore:
         if not self._samples[metric]:
-            return SetScore(None, reason=self._reasons.get(metric, ""))
+            return SetScore(None)
         generated, real = (np.concatenate(part) for part in zip(*self._samples[metric]))
         try:
             distance = frechet_distance(generated, real)
@@ -112,30 +116,31 @@ class Evaluation:
 
 def pairs_of(generated: Path, real: Path | None, report: Path) -> tuple[list[Pair], list[str]]:
     """-> pairs by relative name without suffix, and notes on what has no partner. Raises ValueError."""
-    if report.resolve() in (folder.resolve() for folder in (generated, real) if folder):
+    if any(folder.resolve().is_relative_to(report.resolve()) for folder in (generated, real) if folder):
         raise ValueError(
             f"--report {report} holds the videos themselves; give a folder for the results alone."
         )
-    mine = _videos_in(generated, report)
+    mine, notes = _videos_in(generated, report)
     if real is None:
-        return [Pair(name, path, None) for name, path in mine.values()], []
-    theirs = _videos_in(real, report)
+        return [Pair(name, path, None) for name, path in mine.values()], notes
+    theirs, more = _videos_in(real, report)
     pairs = [Pair(*mine[stem], theirs[stem][1]) for stem in mine if stem in theirs]
     if not pairs:
         raise ValueError(
             f"no video of {generated} ({_some(mine)}) has its name in {real} ({_some(theirs)}); "
             "name each generated video like its real one."
         )
-    alone = [name for stem, (name, _) in mine.items() if stem not in theirs]
-    notes = [f"left out, since {real} has no video of that name: {', '.join(alone)}."] if alone else []
-    return pairs, notes
+    for own, others, other in ((mine, theirs, real), (theirs, mine, generated)):
+        if alone := {stem: video for stem, video in own.items() if stem not in others}:
+            more.append(f"left out, since {other} has no video of that name: {_some(alone)}.")
+    return pairs, notes + more
 
 
-def _videos_in(folder: Path, report: Path) -> dict[str, tuple[str, Path]]:
-    """Relative name without suffix -> relative name, path."""
+def _videos_in(folder: Path, report: Path) -> tuple[dict[str, tuple[str, Path]], list[str]]:
+    """Relative name without suffix -> relative name, path; and a note on other files."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give one with videos.")
-    names, _ = raw_videos(folder, report)
+    names, others = raw_videos(folder, report)
     if not names:
         raise ValueError(f"{folder} holds no video; give a folder with mp4 files.")
     found: dict[str, tuple[str, Path]] = {}
@@ -146,15 +151,27 @@ def _videos_in(folder: Path, report: Path) -> dict[str, tuple[str, Path]]:
                 f"{folder} holds {found[stem][0]} and {name}; rename one, they are paired by name."
             )
         found[stem] = name, folder / name
-    return found
+    others = {name: (name.encode(errors="backslashreplace").decode(), folder) for name in _visible(others)}
+    return found, [f"passed over in {folder}, no videos: {_some(others)}."] if others else []
+
+
+def _visible(names: list[str]) -> list[str]:
+    return [name for name in names if not name.rpartition("/")[2].startswith(".")]
 
 
 def _some(videos: dict) -> str:
     names = [name for name, _ in videos.values()]
-    return ", ".join(names[:3]) + (", .." if len(names) > 3 else "")
+    return ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")
 
 
 # --- command line -------------------------------------------------------------------------------
+
+
+def _refuse_other_results(report: Path) -> None:
+    """`evaluate puppet` writes files of the same names."""
+    path = report / "results.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("format") != FORMAT:
+        raise ValueError(f"{path} holds other results than of videos; give another --report.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -196,6 +213,7 @@ def run(args: argparse.Namespace) -> None:
     if args.networks is not None and not args.networks.is_dir():
         raise ValueError(f"there is no folder {args.networks}; leave --networks out or give one.")
     pairs, notes = pairs_of(args.generated, args.real, args.report)
+    _refuse_other_results(args.report)
     settings = Settings(args.networks, args.landmarks, args.device)
     evaluation = Evaluation(pairs, settings, Cache(args.report / "cache"))
     shown = []

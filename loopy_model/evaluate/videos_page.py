@@ -4,14 +4,18 @@ import shutil
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from ..prepare.raw import FPS
+from ..config import SAMPLE_RATE
+from ..prepare.raw import FPS, RawVideo
 from ..prepare.records import digest_of, write_whole
-from .measures import Movement
+from ..video import write_video
+from .measures import Movement, read
 from .metrics import METRICS, OF_VIDEOS, Compared, value_of
 from .networks import NotMeasured
 from .one_video import Video
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 STRIP = 8  # frames of a video on the page, evenly spread
 FOLDERS = ("generated", "real")
+PLAYED, PLAYED_CODECS = (".mp4", ".m4v", ".mov", ".webm"), ("h264", "vp8", "vp9", "libvpx", "av1", "libdav1d")
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,10 @@ def _overview(results: dict) -> Iterator[str]:
             for row in results["metrics"]
         ),
     )
-    missing = [(row["metric"], row["not_measured"]) for row in results["metrics"] if row["not_measured"]]
-    if missing:
-        yield heading("Not measured")
-        yield table(("metric", "why"), missing)
+    for title, key in (("Not measured", "not_measured"), ("Not measured of all videos", "left_out")):
+        if why := [(row["metric"], row[key]) for row in results["metrics"] if row.get(key)]:
+            yield heading(title)
+            yield table(("metric", "why"), why)
     for note in results["notes"]:
         yield paragraph(note)
 
@@ -106,7 +111,7 @@ def _per_video(results: dict) -> Iterator[str]:
     yield table(
         ("video", "frames", *found),
         (
-            (video["name"], float(video["frames"]), *(_cell(video, name) for name in found))
+            (video["name"], video["frames"], *(_cell(video, name) for name in found))
             for video in results["videos"]
         ),
         "generated / real" if has_real else "",
@@ -131,12 +136,27 @@ def _pair(folder: Path, pair: Shown) -> Iterator[str]:
 
 
 def _copied(folder: Path, kind: str, name: str, path: Path) -> str:
-    """The video beside the page -> its path from there."""
-    place = Path("videos") / kind / Path(name).with_suffix(path.suffix)
+    """The video beside the page, as MP4 where browsers would not play it -> its path from there."""
+    plays = path.suffix.lower() in PLAYED and _codec(path).startswith(PLAYED_CODECS)
+    place = Path("videos") / kind / Path(name).with_suffix(path.suffix if plays else ".mp4")
     copy = folder / place
-    if not copy.is_file() or digest_of(copy) != digest_of(path):
+    if not plays:
+        write_whole(copy, lambda partial: _rewrite(path, partial))
+    elif not copy.is_file() or digest_of(copy) != digest_of(path):
         write_whole(copy, lambda partial: shutil.copyfile(path, partial))
     return place.as_posix()
+
+
+def _codec(path: Path) -> str:
+    with RawVideo(path) as video:
+        return video.picture.codec_context.name
+
+
+def _rewrite(path: Path, target: Path) -> None:
+    recording = read(path)
+    voice = None if recording.voice is None else torch.from_numpy(recording.voice)[None] / 32768
+    frames = torch.from_numpy(recording.frames) / 255
+    write_video(target, frames, Fraction(FPS), voice, SAMPLE_RATE)
 
 
 def curves(movements: tuple[Movement, ...]) -> "Figure":

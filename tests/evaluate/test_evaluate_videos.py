@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_videos import FRAMES, Brightness, Face, Mean, Middle, draw, folders, script
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.io import savemat
 
 from loopy_model.evaluate import __main__ as command
@@ -104,6 +104,14 @@ def test_a_report_among_the_videos_and_a_link_to_nothing_are_one_sentence(tmp_pa
     draw(tmp_path / "generated" / "a.mp4", 0, frames=3)
     with pytest.raises(SystemExit, match="--report .*generated holds the videos themselves; give a folder"):
         evaluate(tmp_path, report="generated")
+    with pytest.raises(SystemExit, match="--report .* holds the videos themselves"):
+        evaluate(tmp_path, report=".")  # where `evaluate puppet` may have put both
+    (tmp_path / "puppet").mkdir()
+    (tmp_path / "puppet" / "results.json").write_text("{}")
+    with pytest.raises(
+        SystemExit, match="puppet/results.json holds other results than of videos; give another"
+    ):
+        evaluate(tmp_path, report="puppet")
     (tmp_path / "generated" / "b.mp4").symlink_to("nowhere.mp4")
     with pytest.raises(SystemExit, match="cannot read .*b.mp4: No such file or directory"):
         evaluate(tmp_path)
@@ -283,8 +291,40 @@ def test_unpaired_videos_are_named(tmp_path: Path) -> None:
     folders(tmp_path)
     for path in (tmp_path / "real").glob("face_1.*"):
         path.unlink()
+    (tmp_path / "generated" / "list.txt").touch()
+    draw(tmp_path / "real" / "alone.mp4", 0, frames=3)
     found = evaluate(tmp_path, "--real", str(tmp_path / "real"))
-    assert len(found["videos"]) == 1 and "face_1.mp4" in found["notes"][0]
+    assert len(found["videos"]) == 1
+    assert [note.rpartition(": ")[2] for note in found["notes"]] == ["list.txt.", "face_1.mp4.", "alone.mp4."]
+
+
+def test_a_set_metric_says_why_it_leaves_a_pair_out(root: Path, tmp_path: Path) -> None:
+    """One pair is too short for a piece of 16 frames, in the other a face is outside the picture."""
+    for kind in ("generated", "real"):
+        draw(tmp_path / kind / "a.mp4", 0, frames=20)
+        draw(tmp_path / kind / "b.mp4", 1, frames=10)
+    outside = tmp_path / "generated" / "a.points.safetensors"
+    save_file({"points": load_file(outside)["points"] + 5000}, outside)
+    found = evaluate(tmp_path, "--real", str(tmp_path / "real"), "--networks", str(root / "networks"))
+    why = row(found, "FVD-R")["not_measured"]
+    assert "at least two samples" in why and "needs 16 frames of each video, and one has 10" in why
+    values = row(found, "E-FID")
+    assert (values["generated"]["videos"], values["generated"]["of"]) == (1, 2)
+    assert "face of frame 0 lies outside the picture" in values["left_out"]
+    assert values["left_out"] in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_browsers_do_not_play_is_shown_as_mp4(tmp_path: Path) -> None:
+    draw(tmp_path / "generated" / "a.mp4", 0, frames=5)
+    for path in (tmp_path / "generated").iterdir():
+        path.rename(path.with_name(path.name.replace(".mp4", ".avi")))
+    evaluate(tmp_path)
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert 'src="videos/generated/a.mp4"' in page
+    shown, given = (
+        read_video(tmp_path / path)[0] for path in ("report/videos/generated/a.mp4", "generated/a.avi")
+    )
+    assert shown.shape == given.shape and (shown - given).abs().mean() < 0.02
 
 
 def test_lips_and_voice_are_scored_by_syncnet(tmp_path: Path) -> None:

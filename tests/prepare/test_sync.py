@@ -180,7 +180,9 @@ def test_against_the_published_evaluation(weights: Path, tmp_path: Path, late: i
     theirs = reference("SyncNetModel").S()
     theirs.load_state_dict(published_layout(), strict=False)  # a file of 2017 has no `num_batches_tracked`
     options = SimpleNamespace(tmp_dir=str(tmp_path), batch_size=20, vshift=MAX_OFFSET)
-    offset, confidence, distance = reference("SyncNetInstance").SyncNetInstance(theirs, "cpu").evaluate(options)
+    offset, confidence, distance = (
+        reference("SyncNetInstance").SyncNetInstance(theirs, "cpu").evaluate(options)
+    )
 
     read = [cv2.imread(str(path))[..., ::-1] for path in sorted(tmp_path.glob("*.jpg"))]
     ours = sync_scorer(weights)(np.stack(read), sound.astype(np.float32) / 32768)
