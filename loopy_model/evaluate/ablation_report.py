@@ -9,7 +9,7 @@ import numpy as np
 from ..prepare.records import write_whole
 from ..train.record import read_rows
 from . import page
-from .puppet_report import rows_of, summarise
+from .puppet_report import SHEET, SHEET_CAPTION, rows_of, summarise
 from .variants import VARIANTS, folder_of
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def read_results(run_dir: Path) -> dict[str, dict]:
             pieces = {
                 p.stem: json.loads(p.read_text()) for p in (path.parent / MEASURED / "pieces").glob("*.json")
             }
-            found = {"loss": json.loads(path.read_text()), **summarise(dict(sorted(pieces.items())))}
+            found = {"loss": json.loads(path.read_text())["loss"], **summarise(dict(sorted(pieces.items())))}
             results[path.parent.relative_to(run_dir).as_posix()] = found
     return results
 
@@ -81,7 +81,7 @@ def spread(values: list[float]) -> str:
 def markdown(table: dict[str, dict[str, list[float]]]) -> str:
     """One row a figure, one column a variant."""
     variants = list(table)
-    lines = ["| | " + " | ".join(variants) + " |", "|---" * (len(variants) + 1) + "|"]
+    lines = ["|  | " + " | ".join(variants) + " |", "| --" * (len(variants) + 1) + " |"]
     lines.append("| seeds | " + " | ".join(str(len(table[v]["loss"])) for v in variants) + " |")
     for column in COLUMNS:
         lines.append(f"| {column} | " + " | ".join(spread(table[v][column]) for v in variants) + " |")
@@ -99,7 +99,10 @@ def write_report(run_dir: Path, results: dict[str, dict]) -> str:
     body = [page.table(["", *table], rows), page.figure(drawn, "Held-out loss in training")]
     for name, values in results.items():
         body += [page.heading(name, 3), page.table(("", "figure", "value"), rows_of(values))]
-        videos = sorted((run_dir / name / MEASURED / "videos").glob("*.mp4"))
+        measured = run_dir / name / MEASURED
+        if (measured / SHEET).is_file():
+            body.append(page.picture((measured / SHEET).read_bytes(), SHEET_CAPTION))
+        videos = sorted((measured / "videos").glob("*.mp4"))
         body.append(page.videos((path.stem, path.relative_to(run_dir).as_posix()) for path in videos[:3]))
     page.write_page(run_dir / "ablations.html", "The paper's ablations in miniature", body)
     return text

@@ -1,4 +1,4 @@
-"""`python -m loopy_model.evaluate figures`: every figure of docs/puppet.md and docs/ablations.md, from results.
+"""`python -m loopy_model.evaluate figures`: the results that docs/puppet.md and docs/ablations.md show, with their tables.
 
 Nothing is computed anew: it reads what `python -m loopy_model.puppet`, `train --recipe distill`, `evaluate puppet`
 and `evaluate ablations` have written in the folders that are named, and leaves out what is not there.
@@ -13,6 +13,7 @@ from pathlib import Path
 from ..prepare.records import write_whole
 from ..train.record import read_rows
 from ..weights import load_tensors
+from . import puppet_tables
 from .ablation_report import by_variant, markdown, read_results
 from .puppet_report import tables
 
@@ -90,6 +91,7 @@ def shown(figures: dict) -> Iterator[str]:
         yield "Training\n\n" + "\n".join(figures["training"]) + "\n"
     if "puppet" in figures:
         yield "Puppet\n\n" + tables(figures["puppet"]) + "\n"
+        yield puppet_tables.markdown(figures["puppet"]) + "\n"
     if "student" in figures:
         yield "Student\n\n" + "\n".join(figures["student"]) + "\n"
     if "ablations" in figures:

@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--meter", type=Path, default=METER, help="face meter of the laboratory (the bundled one)"
     )
     parser.add_argument("--faces", type=int, default=16, help="faces, each with its own sentences (16)")
+    parser.add_argument("--first-face", type=int, default=0, help="number of the first of them (0)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each face's video (4)")
     parser.add_argument("--long-faces", type=int, default=4, help="long videos after 5 s of truth (4)")
     parser.add_argument("--long-seconds", type=float, default=60.0, help="length of the long videos (60)")
@@ -111,9 +112,10 @@ class Evaluation:
 
     def pieces(self) -> Iterator[Piece]:
         args = self.args
-        for n in range(args.faces):
+        faces = range(args.first_face, args.first_face + args.faces)
+        for n in faces:
             yield Piece(f"face-{n:02}", lambda n=n: self.talk(n))
-        for n in range(args.faces):
+        for n in faces:
             yield Piece(f"continued-{n:02}", lambda n=n: self.go_on(n))
         for source in SOURCES:
             for level in LEVELS:
@@ -145,9 +147,10 @@ class Evaluation:
         return made
 
     def _length(self, name: str) -> float:
+        """In seconds; of the autoencoder's piece in faces."""
         args = self.args
         kind = name.split("-")[0]
-        known = {"face": args.seconds, "long": args.long_seconds, "continued": 1.0}
+        known = {"face": args.seconds, "long": args.long_seconds, "continued": 1.0, "vae": float(args.faces)}
         return known.get(kind, args.level_seconds)
 
     # --- pieces --------------------------------------------------------------------------
@@ -290,8 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     if not args.model.is_file():
         raise SystemExit(f"there is no model {args.model}; check the path.")
-    pieces = Evaluation(args).run()
-    results = summarise(pieces)
+    evaluation = Evaluation(args)
+    pieces = evaluation.run()
+    results = {"model": evaluation.made_by["model"], **summarise(pieces)}
     write_whole(args.report / "results.json", lambda path: path.write_text(json.dumps(results, indent=2)))
     write_sheet(args, pieces)
     write_report(args.report, results, pieces)

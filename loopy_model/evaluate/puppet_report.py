@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Pieces = dict[str, dict]
 MOUTH = ("open", "width")
 SHEET = "contact_sheet.jpg"
+SHEET_CAPTION = "Portrait and generated frames (above), drawn truth (below), every fourth frame"
 KINDS = ("generated", "truth", "equal_pose", "ceiling")  # of the curves of a long video
 TEN_SECONDS = round(10 * PUPPET.clip.fps / PUPPET.clip.frames)  # in clips
 
@@ -50,13 +51,15 @@ def _named(pieces: Pieces, kind: str) -> list[dict]:
 
 
 def _lip_sync(faces: list[dict]) -> dict[str, dict[str, float]]:
-    """Per row the mean and the lowest correlation with the drawn truth; the floor is the next face's truth."""
+    """Per row mean, standard deviation and least of the videos' correlations with the drawn truth; the floor
+    is the next face's truth."""
     truth = [face["truth"] for face in faces]
     rows = {
         "generated": ([face["read"] for face in faces], truth),
         "ceiling": ([face["ceiling"] for face in faces], truth),
-        "floor": ([face["read"] for face in faces], truth[1:] + truth[:1]),
     }
+    if len(faces) > 1:
+        rows["floor"] = [face["read"] for face in faces], truth[1:] + truth[:1]
     return {name: _correlations(*pair) for name, pair in rows.items()}
 
 
@@ -68,6 +71,7 @@ def _correlations(read: list, truth: list) -> dict[str, float]:
             np.corrcoef(np.array(a)[:, column], np.array(b)[:, column])[0, 1] for a, b in zip(read, truth)
         ]
         row[name], row[f"{name}_lowest"] = float(np.mean(values)), float(min(values))
+        row[f"{name}_spread"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return row
 
 
@@ -98,8 +102,8 @@ def _levels(pieces: Pieces) -> dict[str, dict]:
 
 
 def _rhythm(long: list[dict]) -> dict[str, dict[str, float]]:
-    """Blink intervals and sway periods in seconds. `error` is per face; `memoryless` is that of a face
-    which shows the mean of all true rhythms; `error_of_means` compares the means of those that have one."""
+    """Blink intervals and sway periods in seconds. `error` is per face; `memoryless` is the least error of a
+    net that gives every face the same rhythm; `error_of_means` compares the means of those that have one."""
     rows = {}
     for key in ("blink_interval", "sway_period"):
         made, true = (np.array([piece[k] for piece in long], float) for k in (key, f"{key}_truth"))
@@ -108,7 +112,8 @@ def _rhythm(long: list[dict]) -> dict[str, dict[str, float]]:
             "truth": float(true.mean()),
             "without_rhythm": int(np.isnan(made).sum()),
             "error": rhythm_error(made, true),
-            "memoryless": rhythm_error(np.full_like(true, true.mean()), true),
+            # The error is piecewise linear in that rhythm, so it is least at one of the true ones.
+            "memoryless": min(rhythm_error(np.full_like(true, same), true) for same in true),
             "error_of_means": abs(known_mean(made) / float(true.mean()) - 1),
         }
     return rows
@@ -176,6 +181,8 @@ def rows_of(results: dict) -> list[tuple[str, str, float]]:
     """(group, figure, value) of everything in `results`."""
     rows = []
     for group, values in results.items():
+        if isinstance(values, str):  # which model it was
+            continue
         for name, value in _flat(values) if isinstance(values, dict) else [("", values)]:
             rows.append((group.replace("_", " "), name.replace("_", " "), value))
     return rows
@@ -211,8 +218,7 @@ def write_report(folder: Path, results: dict, pieces: Pieces) -> None:
     if levels := [key for key in ("glo", "exp") if f"{key}_by_level" in results]:
         body += [page.heading("Wanted level of movement"), page.figure(_level_curves(results, levels))]
     if (folder / SHEET).is_file():
-        caption = "Portrait and generated frames (above), drawn truth (below), every fourth frame"
-        body += [page.heading("Frames"), page.picture((folder / SHEET).read_bytes(), caption)]
+        body += [page.heading("Frames"), page.picture((folder / SHEET).read_bytes(), SHEET_CAPTION)]
     body += [page.heading("Videos"), page.videos(_videos(folder))]
     page.write_page(folder / "report.html", "A puppet model, measured", body)
 

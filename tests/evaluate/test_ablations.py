@@ -129,7 +129,7 @@ def test_a_run_trains_measures_reports_and_resumes(
     main([*command, "full"])
     main([*command, "full"])
     shown = capsys.readouterr().out
-    assert shown.count("| | full |") == 2 and shown.count(": long-00\n") == 1  # measured once
+    assert shown.count("|  | full |") == 2 and shown.count(": long-00\n") == 1  # measured once
     results = read_results(tmp_path)["full/seed-0"]
     assert set(results["loss"]) == {"all", "no motion frames", "no audio", "no reference"}
     page = (tmp_path / "ablations.html").read_text()

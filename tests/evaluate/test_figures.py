@@ -13,6 +13,8 @@ from loopy_model.evaluate import figures
 from loopy_model.evaluate.ablation_report import COLUMNS
 from loopy_model.evaluate.figures import main
 from loopy_model.evaluate.variants import VARIANTS
+from loopy_model.pipeline import BUNDLED
+from loopy_model.weights import content_digest
 
 
 @pytest.fixture
@@ -84,18 +86,44 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         main(["--lab", str(tmp_path / "nothing")])
 
 
+def test_the_bundled_model_is_the_one_that_was_measured() -> None:
+    assert figures.stored()["puppet"]["model"] == content_digest(BUNDLED)[:16]
+
+
+def test_what_is_asked_of_the_bundled_model() -> None:
+    """By the figures of its documents; `evaluate puppet` takes half an hour to measure them anew."""
+    found = figures.stored()["puppet"]
+    lips, rhythm, turns = (
+        found["lip_sync"]["generated"],
+        found["rhythm"],
+        found["drift_over_turns"]["generated"],
+    )
+    assert found["faces"] == 16 and lips["open"] >= 0.9 and lips["width"] >= 0.6
+    for levels in (found["glo_by_level"], found["exp_by_level"]):
+        values = list(levels.values())
+        assert len(values) == 5 and all(low < high for low, high in zip(values, values[1:]))
+    for key in ("blink_interval", "sway_period"):
+        assert rhythm[key]["error"] < 0.2 < rhythm[key]["memoryless"] and rhythm[key]["without_rhythm"] == 0
+    assert max(turns.values()) < 0.05  # ten seconds against the first ten; clip by clip the truth varies more
+    assert found["seconds_per_second"]["2 threads 2 branches"] < 5
+    assert BUNDLED.stat().st_size <= 12e6
+
+
 @pytest.mark.parametrize("document, section", [("puppet.md", "## Result"), ("ablations.md", "## Results")])
 def test_the_command_prints_every_figure_of_the_documents(
     document: str, section: str, capsys: pytest.CaptureFixture
 ) -> None:
     main([])
-    printed = [float(number) for number in re.findall(r"\d+\.\d+", capsys.readouterr().out)]
+    output = capsys.readouterr().out
+    printed = [float(number) for number in re.findall(r"\d+\.\d+", output)]
     text = (figures.STORED.parent / document).read_text(encoding="utf-8")
     text = text.partition(f"{section}\n")[2].partition("\n## ")[0]
+    rows = [line for line in text.replace("**", "").splitlines() if line.startswith("|")]
+    assert len(rows) > 20 and not set(rows) - set(output.splitlines())
     given = {"0.25", "0.75", "1.5"}  # levels, and the ratios of the guidance
     missing = []
     for number, percent in re.findall(r"(?<![\w.])(\d+\.\d+)(\s%)?", text):
-        digits, scale = len(number.partition(".")[2]), 100 if percent else 1
-        if number not in given | {f"{value * scale:.{digits}f}" for value in printed}:
+        digits, scales = len(number.partition(".")[2]), (1, 100) if percent else (1,)
+        if number not in given | {f"{value * scale:.{digits}f}" for value in printed for scale in scales}:
             missing.append(number + percent)
     assert not missing

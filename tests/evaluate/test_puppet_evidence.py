@@ -114,7 +114,7 @@ def test_rhythm_errors_are_of_each_face_and_of_the_means() -> None:
     none = summarise({"long-00": piece(float("nan"), 2.0), "long-01": piece(6.0, 6.0)})["rhythm"]
     assert none["blink_interval"]["without_rhythm"] == 1
     assert none["blink_interval"]["error"] == pytest.approx(0.5)
-    assert none["blink_interval"]["memoryless"] == pytest.approx((1 + 1 / 3) / 2)  # 4 s of 2 and of 6
+    assert none["blink_interval"]["memoryless"] == pytest.approx((0 + 2 / 3) / 2)  # 2 s, of 2 and of 6
 
 
 STEADY = {"blink_interval": 3.0, "blink_interval_truth": 3.0, "sway_period": 3.0, "sway_period_truth": 3.0}
