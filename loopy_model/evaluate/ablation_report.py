@@ -1,6 +1,7 @@
 """Results of the ablations -> one table (Markdown, HTML) and the curves of the held-out loss."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,21 @@ COLUMNS = {
     "drift of the sharpness": ("drift", "equal_pose", "sharpness"),
 }
 
+# Columns in which variants are ranked -> whether more is better.
+RANKED = {
+    "loss": False,
+    "lip sync, opening": True,
+    "lip sync, width": True,
+    "identity error": False,
+    "DGlo": False,
+    "DExp": False,
+    "head goes on, correlation": True,
+    "head goes on, error": False,
+    "blink interval off by": False,
+    "sway period off by": False,
+}
+FULL = "full"
+
 
 def read_results(run_dir: Path) -> dict[str, dict]:
     """What there is of all variants and seeds, by "variant/seed-n", in the order of `VARIANTS`."""
@@ -72,26 +88,52 @@ def _at(values: dict, path: tuple[str, ...]) -> float:
     return values
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 3) -> str:
     """Mean of the seeds, and half the distance between the smallest and the largest; NaN stays NaN."""
     mean, half = float(np.mean(values)), float(np.ptp(values)) / 2
-    return f"{mean:.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:.3f}"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if len(values) > 1 else f"{mean:.{digits}f}"
 
 
 def markdown(table: dict[str, dict[str, list[float]]]) -> str:
     """One row a figure, one column a variant."""
     variants = list(table)
-    lines = ["|  | " + " | ".join(variants) + " |", "| --" * (len(variants) + 1) + " |"]
-    lines.append("| seeds | " + " | ".join(str(len(table[v]["loss"])) for v in variants) + " |")
+    lines = [_line("", variants), _line("--", ["--"] * len(variants))]
+    lines.append(_line("seeds", (str(len(table[v]["loss"])) for v in variants)))
     for column in COLUMNS:
-        lines.append(f"| {column} | " + " | ".join(spread(table[v][column]) for v in variants) + " |")
+        digits = 4 if "Exp" in column else 3
+        lines.append(_line(column, (spread(table[v][column], digits) for v in variants)))
     return "\n".join(lines)
+
+
+def _line(first: str, cells: Iterable[str]) -> str:
+    return f"| {' | '.join([first, *cells])} |"
+
+
+def full_against_each(table: dict[str, dict[str, list[float]]]) -> str:
+    """Where the full model is better (+) or worse (-) than a variant with every seed, by more than the seeds of
+    either lie apart; "" where there is nothing to compare."""
+    others = [variant for variant in table if variant != FULL]
+    if FULL not in table or not others or min(len(row["loss"]) for row in table.values()) < 2:
+        return ""
+    lines = [_line("full against", others), _line("--", ["--"] * len(others))]
+    for column, more_is_better in RANKED.items():
+        signs = (_sign(table[FULL][column], table[other][column], more_is_better) for other in others)
+        lines.append(_line(column, signs))
+    return "\n".join(lines)
+
+
+def _sign(full: list[float], other: list[float], more_is_better: bool) -> str:
+    """Of figures by seed, "" where the difference does not count."""
+    apart = np.subtract(full, other) if more_is_better else np.subtract(other, full)
+    if len(set(np.sign(apart))) > 1 or abs(apart.mean()) <= max(np.ptp(full), np.ptp(other)):
+        return ""
+    return "+" if apart.mean() > 0 else "-"
 
 
 def write_report(run_dir: Path, results: dict[str, dict]) -> str:
     """`run_dir`/ablations.md, .png and .html; returns the Markdown table."""
     table = by_variant(results)
-    text = markdown(table)
+    text = "\n\n".join(filter(None, [markdown(table), full_against_each(table)]))
     write_whole(run_dir / "ablations.md", lambda path: path.write_text(text + "\n"))
     drawn = _curves(run_dir, results)
     write_whole(run_dir / "ablations.png", lambda path: drawn.savefig(path, dpi=110))

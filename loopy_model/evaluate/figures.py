@@ -14,7 +14,7 @@ from ..prepare.records import write_whole
 from ..train.record import read_rows
 from ..weights import load_tensors
 from . import puppet_tables
-from .ablation_report import by_variant, markdown, read_results
+from .ablation_report import by_variant, full_against_each, markdown, read_results
 from .puppet_report import tables
 
 STORED = Path(__file__).parents[2] / "docs" / "figures.json"
@@ -95,7 +95,8 @@ def shown(figures: dict) -> Iterator[str]:
     if "student" in figures:
         yield "Student\n\n" + "\n".join(figures["student"]) + "\n"
     if "ablations" in figures:
-        yield "Ablations\n\n" + markdown(figures["ablations"])
+        yield "Ablations\n\n" + markdown(figures["ablations"]) + "\n"
+        yield full_against_each(figures["ablations"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,14 @@ pytest.importorskip("matplotlib")
 from loopy_model.autoencoder import Autoencoder
 from loopy_model.config import PUPPET
 from loopy_model.evaluate import ablations, figures
-from loopy_model.evaluate.ablation_report import COLUMNS, by_variant, markdown, read_results, spread
+from loopy_model.evaluate.ablation_report import (
+    COLUMNS,
+    by_variant,
+    full_against_each,
+    markdown,
+    read_results,
+    spread,
+)
 from loopy_model.evaluate.ablations import Ablations, build_parser, main, started_from
 from loopy_model.evaluate.variants import VARIANTS, config_of
 from loopy_model.model import Loopy
@@ -116,6 +123,29 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_network(FaceMeter(), folder / "meter.safetensors")
     encode_share(folder, 64, (0, 1))
     return folder
+
+
+def test_only_differences_larger_than_those_of_seeds_count() -> None:
+    """By hand: opening +0.10 where seeds are 0.04 apart; width +0.03 of 0.04; identity error 0.02 lower in one
+    seed and higher in the other; loss 0.1 higher."""
+    same = {column: [1.0, 1.0] for column in COLUMNS}
+    full = same | {
+        "lip sync, opening": [0.80, 0.84],
+        "lip sync, width": [0.80, 0.84],
+        "identity error": [0.01, 0.05],
+        "loss": [0.3, 0.3],
+    }
+    other = same | {
+        "lip sync, opening": [0.70, 0.74],
+        "lip sync, width": [0.77, 0.81],
+        "identity error": [0.03, 0.03],
+        "loss": [0.2, 0.2],
+    }
+    rows = full_against_each({"full": full, "other": other}).splitlines()
+    assert rows[0] == "| full against | other |"
+    signs = {name: sign for _, name, sign, _ in (map(str.strip, row.split("|")) for row in rows[2:])}
+    assert {name: sign for name, sign in signs.items() if sign} == {"lip sync, opening": "+", "loss": "-"}
+    assert full_against_each({"other": other}) == ""
 
 
 def test_a_run_trains_measures_reports_and_resumes(
