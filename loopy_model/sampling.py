@@ -165,8 +165,9 @@ class MotionMemory:
 
     def __init__(self, model: Loopy, request: Request, before_call: BeforeCall) -> None:
         self.model, self.request, self.before_call = model, request, before_call
-        portrait = request.portrait
-        self.past = portrait[:0] if request.past is None else request.past.to(portrait)
+        portrait, span = request.portrait, request.segments.clip.motion_span
+        # A copy: a view would keep the whole past in memory.
+        self.past = portrait[:0] if request.past is None else request.past[-span:].to(portrait, copy=True)
         self.features: dict[Ages, list[Tensor]] = {}  # by the numbers of the frames averaged
         self.blank: list[Tensor] = []
 

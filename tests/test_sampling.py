@@ -339,6 +339,13 @@ def test_the_last_frames_of_the_span_are_past_enough(tiny: Loopy, ask: Callable[
     assert torch.equal(rest, whole[12:])
 
 
+def test_of_a_long_past_only_the_span_is_kept(tiny: Loopy, ask: Callable[..., Request]) -> None:
+    past, span = torch.randn(1000, 4, 4, 4), TINY.clip.motion_span
+    kept = MotionMemory(tiny, ask(1008, past=past, start=1000), no_matter).past
+    assert torch.equal(kept, past[-span:])
+    assert kept.untyped_storage().nbytes() == kept.nbytes
+
+
 def test_chained_runs_of_a_clip_each_equal_one_run(tiny: Loopy, ask: Callable[..., Request]) -> None:
     request = ask(14)
     whole, parts = video(tiny, request), torch.empty(0, 4, 4, 4)
