@@ -22,7 +22,7 @@ from ..audio import hear, resample
 from ..config import LOOPY, SAMPLE_RATE, ClipGeometry, LoopyConfig
 from ..video import read_video
 from ..weights import read_header
-from .encoded import FOLDER, BadClip, EncodedClip, path_of, read_metadata, write_encoded
+from .encoded import FOLDER, BadClip, EncodedClip, different, path_of, read_metadata, write_encoded
 from .encoders import Source, is_loopy, load_speech_encoder, load_vae
 from .records import held_out_sources
 
@@ -139,7 +139,7 @@ class ClipEncoder:
             known, made_by = read_metadata(path) if path.is_file() else (None, {})
         except BadClip:
             return False  # damaged: make it again
-        return known == clip and _identity(made_by) == _identity(self.made_by)
+        return known == clip and not different(made_by, self.made_by)
 
     def _latents(self, frames: Tensor) -> Tensor:
         images = rearrange(frames, "f h w c -> f c h w")
@@ -189,22 +189,15 @@ def _refuse_other_encoders(data: Path, made_by: dict) -> None:
     for path in sorted((data / FOLDER).glob("*.safetensors")):
         with suppress(BadClip):
             before = read_metadata(path)[1]
-            if _identity(before) != _identity(made_by):
+            if different(before, made_by):
                 others.append(before)
     if others:
-        before, names = others[0], ("VAE", "speech encoder", "size")
-        pairs = zip(names, _identity(before), _identity(made_by))
-        what = " and ".join(name for name, old, new in pairs if old != new)
+        before, what = others[0], different(others[0], made_by)
         raise ValueError(
             f"{len(others)} clips in {data} were encoded with another {what} (VAE {Path(before['vae']['path']).name}, "
             f"speech encoder {Path(before['speech']['path']).name}, size {before['size']}); give the same, "
             "or --again to encode them anew."
         )
-
-
-def _identity(made_by: dict) -> tuple:
-    """The encoders themselves, wherever their files lie now."""
-    return made_by["vae"]["sha256"], made_by["speech"]["sha256"], made_by["size"]
 
 
 def _remove_others(data: Path, names: set[str]) -> int:

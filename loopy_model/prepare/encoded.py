@@ -73,6 +73,19 @@ def read_metadata(path: Path) -> tuple[EncodedClip, dict[str, Any]]:
         ) from error
 
 
+def identity(encoders: dict[str, Any]) -> tuple[str | None, str | None, int | None]:
+    """SHA-256 of VAE and speech encoder, and the size: the encoders themselves, wherever their files lie now.
+    None: the clip does not say."""
+    vae, speech = (encoders.get(name, {}).get("sha256") for name in ("vae", "speech"))
+    return vae, speech, encoders.get("size")
+
+
+def different(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of the encoders is not the same, as in "VAE and size"; empty where all is."""
+    pairs = zip(("VAE", "speech encoder", "size"), identity(before), identity(now))
+    return " and ".join(name for name, old, new in pairs if old != new)
+
+
 def open_encoded(path: Path) -> safe_open:
     """The file, mapped into memory; `get_slice` reads a few frames only."""
     try:

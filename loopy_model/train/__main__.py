@@ -13,7 +13,7 @@ import torch
 
 from ..guidance import Guidance
 from ..model import Loopy
-from ..prepare.encoded import FOLDER, BadClip, read_metadata
+from ..prepare.encoded import BadClip
 from ..weights import (
     NotALoopyModel,
     load_strictly,
@@ -150,8 +150,7 @@ def make_preview(
 
     path = args.vae
     if path is None:
-        _, made_by = read_metadata(next((args.data / FOLDER).glob("*.safetensors")))
-        path = Path(made_by["vae"]["path"])
+        path = Path(test.encoders["vae"]["path"])
         if not path.exists():
             _say(f"no previews: the VAE that encoded the clips is not at {path} any more; give it with --vae")
             return None

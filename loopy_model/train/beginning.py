@@ -20,15 +20,17 @@ class Beginning:
     recipe: Recipe
     clips: str  # fingerprint of the training clips
     base: str | None  # fingerprint of the base model; None: no frozen weight and no teacher comes from it
+    encoders: list | None  # identity of what made the clips; None: an older version, which did not note it
 
     def to_json(self) -> str:
-        return json.dumps({"recipe": self.recipe.to_dict(), "clips": self.clips, "base": self.base})
+        return json.dumps(vars(self) | {"recipe": self.recipe.to_dict()})
 
     @classmethod
     def from_json(cls, text: str) -> "Beginning":
         """A field of the recipe that is younger than `text` has its default."""
         values = json.loads(text)
-        return cls(Recipe.from_dict(values["recipe"]), values["clips"], values["base"])
+        recipe = Recipe.from_dict(values["recipe"])
+        return cls(recipe, values["clips"], values["base"], values.get("encoders"))
 
     def refuse_another(self, now: "Beginning", stages: int, run_dir: Path, data: Path) -> None:
         """Raises ValueError with a sentence if `now` differs, but for stages after the first `stages`,
@@ -40,6 +42,11 @@ class Beginning:
         if self.clips != now.clips:
             raise ValueError(
                 f"{run_dir} was begun with other training clips than {data} has now; {START_ANEW}."
+            )
+        if self.encoders not in (None, now.encoders):
+            raise ValueError(
+                f"{run_dir} was begun with clips of another VAE, speech encoder or size than {data} has now; "
+                f"{START_ANEW}."
             )
         if self.base != now.base:
             raise ValueError(f"{run_dir} was begun on another base model; {START_ANEW}.")

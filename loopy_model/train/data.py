@@ -22,7 +22,15 @@ from tqdm import tqdm
 from ..config import LoopyConfig
 from ..motion import Ages, TemporalSegments
 from ..movement import EYES_AND_MOUTH, exp, glo, score
-from ..prepare.encoded import FOLDER, BadClip, EncodedClip, open_encoded, path_of, read_metadata
+from ..prepare.encoded import (
+    FOLDER,
+    BadClip,
+    EncodedClip,
+    different,
+    open_encoded,
+    path_of,
+    read_metadata,
+)
 from .objective import Batch, Draws, draw
 from .stages import Stage
 
@@ -46,7 +54,7 @@ class Window:
 
 
 class PreparedClips:
-    """The encoded clips of one split, "train" or "test"."""
+    """The encoded clips of one split, "train" or "test", and the encoders that made both splits."""
 
     def __init__(self, data: Path, split: str, config: LoopyConfig) -> None:
         self.data, self.split, self.config = data, split, config
@@ -55,8 +63,17 @@ class PreparedClips:
         if not paths:
             missing = "has no encoded clips" if data.is_dir() else "does not exist"
             raise BadClip(f"{data} {missing}; `python -m loopy_model.prepare encode` makes such a folder.")
-        read = (read_metadata(path) for path in tqdm(paths, f"{split} clips", disable=len(paths) < 2000))
-        self.clips = [clip for clip, _ in read if clip.split == split]
+        first, self.encoders = read_metadata(paths[0])
+        self.clips: list[EncodedClip] = []
+        for path in tqdm(paths, f"{split} clips", disable=len(paths) < 2000):
+            clip, encoders = read_metadata(path)
+            if what := different(self.encoders, encoders):
+                raise BadClip(
+                    f"{data} has clips of more than one {what} ({first.name} and {clip.name}); "
+                    "encode them all alike with `python -m loopy_model.prepare encode --again`."
+                )
+            if clip.split == split:
+                self.clips.append(clip)
 
     def fingerprint(self) -> str:
         """Changes when a clip comes, goes or changes its length: then the draws change too."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..model import Loopy
-from ..prepare.encoded import BadClip
+from ..prepare.encoded import BadClip, identity
 from .beginning import Beginning
 from .data import Place, PreparedClips, Samples, Schedule, collate, load
 from .distill import DistillationObjective
@@ -314,7 +314,8 @@ class Trainer:
         return state
 
     def _beginning(self) -> Beginning:
-        return Beginning(self.recipe, self.train.fingerprint(), self.base)
+        encoders = list(identity(self.train.encoders))
+        return Beginning(self.recipe, self.train.fingerprint(), self.base, encoders)
 
     def _make_objective(self, base: dict[str, Tensor] | None) -> Objective:
         if self.recipe.distillation is None:

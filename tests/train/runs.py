@@ -45,6 +45,7 @@ ENCODERS = {
     "speech": {"path": "nowhere", "sha256": "1"},
     "size": 32,
 }
+OTHER_VAE = ENCODERS | {"vae": {"path": "nowhere", "sha256": "2"}}
 SPEECH_LAYERS = TINY.audio.layers + 2  # the model reads the last ones
 
 
@@ -57,10 +58,16 @@ def write_clips(data: Path, clips: tuple[EncodedClip, ...] = CLIPS, config: Loop
     return data
 
 
-def write_clip(data: Path, clip: EncodedClip, config: LoopyConfig = TINY, **other: Tensor) -> Path:
+def write_clip(
+    data: Path,
+    clip: EncodedClip,
+    config: LoopyConfig = TINY,
+    encoders: dict[str, Any] = ENCODERS,
+    **other: Tensor,
+) -> Path:
     """Random numbers that depend on the clip's name alone, but for the tensors given."""
     tensors = tensors_of(clip, config) | other
-    write_encoded(data, clip, tensors["latents"], tensors["landmarks"], tensors.get("speech"), ENCODERS)
+    write_encoded(data, clip, tensors["latents"], tensors["landmarks"], tensors.get("speech"), encoders)
     return path_of(data, clip.name)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from runs import (
     CLIPS,
+    OTHER_VAE,
     RECIPE,
     Runs,
     assert_same,
@@ -134,11 +135,12 @@ def test_a_finished_run_goes_on_with_further_stages(runs: Runs, copy: Path) -> N
 
 
 def test_a_run_from_before_a_field_existed_goes_on(runs: Runs, copy: Path, finished: Path) -> None:
-    """Its stages have the field's default, which is what was done then."""
+    """Its stages have the field's default, which is what was done then; what made its clips is not known."""
     state = state_of(copy)
     begun = json.loads(state["begun"])
     for stage in begun["recipe"]["stages"]:
         del stage["timestep_power"]
+    del begun["encoders"]
     torch.save({**state, "begun": json.dumps(begun)}, copy / "state.pt")
     (copy / "loopy.safetensors").unlink()
     runs.finish(copy.name)
@@ -154,6 +156,14 @@ def test_other_clips_are_refused(runs: Runs, copy: Path, data: Path, tmp_path: P
     write_clip(tmp_path / "data", CLIPS[0])
     write_clip(tmp_path / "data", replace(CLIPS[0], name="new"))
     assert "was begun with other training clips" in other.refused(begun.name)
+
+
+def test_clips_of_another_vae_are_refused(copy: Path, tmp_path: Path) -> None:
+    for clip in CLIPS:
+        write_clip(tmp_path / "data", clip, encoders=OTHER_VAE)
+    begun = Path(shutil.copytree(copy, tmp_path / "run"))
+    sentence = Runs(tmp_path, tmp_path / "data").refused(begun.name)
+    assert f"was begun with clips of another VAE, speech encoder or size than {tmp_path}" in sentence
 
 
 def test_another_base_below_adapters_is_refused(runs: Runs, finished: Path, tmp_path: Path) -> None:

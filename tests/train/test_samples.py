@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import CLIPS, RECIPE, TINY, tensors_of, write_clip
+from runs import CLIPS, ENCODERS, OTHER_VAE, RECIPE, TINY, tensors_of, write_clip
 from torch import Tensor
 
 from loopy_model.conditions import Speech
@@ -368,6 +368,18 @@ def test_another_vae_and_another_speech_encoder_are_refused(data: Path) -> None:
     for audio in (replace(AUDIO, width=16), replace(AUDIO, layers=5)):
         with pytest.raises(BadClip, match="long has speech of 4 layers of width 8, the model reads"):
             PreparedClips(data, "train", replace(TINY, audio=audio)).read(window)
+
+
+@pytest.mark.parametrize("other, what", [(OTHER_VAE, "VAE"), (ENCODERS | {"size": 64}, "size")])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_folder_of_several_encoders_is_refused(tmp_path: Path, split: str, other: dict, what: str) -> None:
+    """Also where one made the clips for training and another those for testing."""
+    write_clip(tmp_path, CLIPS[0])
+    write_clip(tmp_path, CLIPS[5], encoders=other)
+    with pytest.raises(BadClip, match=f"has clips of more than one {what} .held-out and long.; encode"):
+        PreparedClips(tmp_path, split, TINY)
+    write_clip(tmp_path, CLIPS[5], encoders=ENCODERS | {"vae": {"path": "moved", "sha256": "0"}})
+    assert PreparedClips(tmp_path, split, TINY).clips
 
 
 def test_clips_of_another_size_are_refused(data: Path) -> None:
