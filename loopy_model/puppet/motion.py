@@ -1,7 +1,7 @@
 """How a puppet moves: speech drives the mouth, brows and nodding; a rhythm drives head, eyes and lids.
 
-A head turns to the right, stays, turns to the left, stays. The eyes turn first, and the lids close when
-it is to the right. How long it stays belongs to the person and is not visible in the picture; all turn
+A head turns to the right, stays, turns to the left, stays. The eyes turn first, and the lids close while
+it turns to the right. How long it stays belongs to the person and is not visible in the picture; all turn
 equally far and fast. So only seconds of the past tell when the next turn will come: four frames, 0.16 s,
 show where the head is, but not whether the period is one of 2 or of 5 s.
 """
