@@ -54,13 +54,13 @@ INCEPTION = Network(
     ("inception-2015-12-05.pt", "fid.pt"),
     "the first as NVIDIA publishes it for stylegan2-ada-pytorch, the second traced from "
     "github.com/mseitzer/pytorch-fid with pt_inception-2015-12-05-6726825d.pth",
-    "the first NVIDIA Source Code License, research and evaluation only; the second Apache-2.0 for the code, "
+    "the first NVIDIA Source Code License, research and evaluation only, as we read it; the second Apache-2.0 for the code, "
     "none is stated for the weights",
 )
 RESNET = Network(
     ("fvd_r.pt",),
     "traced from resnet-50-kinetics.pth of github.com/kenshohara/video-classification-3d-cnn-pytorch",
-    "MIT",
+    "MIT for the code, none is stated for the weights",
 )
 I3D = Network(
     ("i3d_torchscript.pt", "fvd_i.pt"),
@@ -71,12 +71,12 @@ I3D = Network(
 DEEP3D = Network(
     ("expression.pt",),
     "traced from epoch_20.pth of github.com/sicxu/Deep3DFaceRecon_pytorch",
-    "MIT; the Basel Face Model, which is for registered users, is not needed",
+    "MIT for the code, none is stated for the weights; the Basel Face Model, which is for registered users, is not needed",
 )
 STANDARD_FACE = Network(
     ("similarity_Lm3D_all.mat",),
     "from the folder BFM of github.com/sicxu/Deep3DFaceRecon_pytorch",
-    "MIT",
+    "MIT with its repository",
 )
 Q_ALIGN = Network(
     ("iqa.pt",),

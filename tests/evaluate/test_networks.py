@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from loopy_model.evaluate import networks
 from loopy_model.evaluate.measures import FACE_SCALE, FACE_SIDE, aligned_faces, face_box, smoothness
 from loopy_model.evaluate.networks import NotMeasured, collect, features_of, middle_of, scores_of
+from loopy_model.evaluate.one_video import Settings, Tools
 
 GREY = (100, 110, 120)
 
@@ -218,3 +219,12 @@ def test_a_network_that_breaks_its_contract_is_named(module: nn.Module, words: s
     call = features_of(script(module, tmp_path / "fid.pt"), "cpu")
     with pytest.raises(NotMeasured, match=f"fid.pt {words}"):
         call(torch.ones(2, 3, 4, 4))
+
+
+def test_both_missing_files_of_e_fid_are_named_at_once(tmp_path: Path) -> None:
+    tools = Tools(Settings(tmp_path, "points", "cpu"))
+    with pytest.raises(NotMeasured, match=r"expression\.pt.*And it needs similarity_Lm3D_all\.mat"):
+        tools.find_both(networks.DEEP3D, networks.STANDARD_FACE)
+    (tmp_path / "expression.pt").touch()
+    with pytest.raises(NotMeasured, match="^it needs similarity_Lm3D_all"):
+        tools.find_both(networks.DEEP3D, networks.STANDARD_FACE)

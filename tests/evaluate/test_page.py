@@ -3,6 +3,7 @@
 import io
 import re
 from base64 import b64decode
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from loopy_model.evaluate import page
+from loopy_model.video import write_video
+from scripts.browser import open_browser
+from scripts.environment import chromium
 
 
 def embedded(piece: str) -> tuple[str, bytes]:
@@ -69,3 +73,28 @@ def test_a_video_can_be_inside_or_beside_the_page(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"video")
     assert embedded(page.videos([("a", page.video_uri(tmp_path / "a.mp4"))])) == ("video/mp4", b"video")
     assert 'src="videos/a%20b.mp4"' in page.videos([("a", "videos/a b.mp4")])
+
+
+@pytest.mark.parametrize("kind", ["inside", "beside"])
+def test_videos_play_in_a_browser(tmp_path: Path, kind: str) -> None:
+    executable = chromium()
+    if executable is None:
+        pytest.skip("No Chromium found: install it (apt-get install chromium) or set CHROMIUM.")
+    (tmp_path / "videos").mkdir()
+    video = tmp_path / "videos" / "größe 1.mp4"
+    write_video(video, torch.rand(25, 32, 48, 3), Fraction(25), torch.rand(1, 48_000) - 0.5)
+    source = page.video_uri(video) if kind == "inside" else "videos/größe 1.mp4"
+    page.write_page(tmp_path / "page.html", "Page", [page.videos([("a", source)])])
+    with open_browser(executable) as tab:
+        tab.goto((tmp_path / "page.html").as_uri())
+        width, seconds, reached = tab.locator("video").evaluate(PLAY)
+    assert width == 48 and seconds == pytest.approx(1, abs=0.1) and reached > 0
+
+
+PLAY = """video => new Promise((resolve, reject) => {
+    video.muted = true
+    video.onerror = () => reject(video.error.message)
+    video.ontimeupdate = () => video.currentTime > 0
+        && resolve([video.videoWidth, video.duration, video.currentTime])
+    video.play().catch(reject)
+})"""
