@@ -101,8 +101,9 @@ def without_slips(points: np.ndarray, cuts: Iterable[int], longest: int, limit: 
 
 
 def jumps(points: np.ndarray, limit: float) -> list[int]:
-    """The frames in which the face appears more than `limit` widths from where it was."""
-    return [int(i) + 1 for i in np.flatnonzero(steps(points) > limit)]
+    """The frames in which the face appears more than `limit` widths from where it was last seen."""
+    seen = np.flatnonzero(np.isfinite(points).all((1, 2)))
+    return [int(i) for i in seen[1:][steps(points[seen]) > limit]]
 
 
 def fill_gaps(points: np.ndarray, longest: int) -> np.ndarray:
@@ -144,7 +145,7 @@ def pieces(
 ) -> tuple[Track, list[tuple[str, range]]]:
     """-> the track with short gaps filled, and what each stretch of the video shows.
 
-    A stretch never crosses a cut. `jump` (face widths between frames) makes one as well.
+    A stretch never crosses a cut. `jump` (face widths between frames that show it) makes one as well.
     """
     points = without_slips(track.points, cuts, longest_gap, jump)
     edges = sorted({0, *cuts, *jumps(points, jump), len(points)})

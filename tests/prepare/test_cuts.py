@@ -66,6 +66,17 @@ def test_a_jump_beyond_the_limit_is_a_cut_and_one_at_the_limit_is_not() -> None:
     assert jumps(points, 0.5) == [] and jumps(points, 0.499) == [3]
 
 
+def test_a_jump_is_one_also_where_the_face_was_not_seen_meanwhile() -> None:
+    points = faces(20)
+    points[8:] += 100
+    points[6:9] = points[12] = np.nan
+    assert jumps(points, JUMP) == [9]
+    track, found = pieces(Track(points, np.ones(20, int)), [], GAP, JUMP)
+    assert found[:3] == [(FACE, range(0, 6)), (NO_FACE, range(6, 9)), (FACE, range(9, 20))]
+    assert np.isnan(track.points[6:9]).all()  # no face is invented on the way
+    assert jumps(points[6:9], JUMP) == []
+
+
 def test_a_slip_of_the_detector_is_forgotten_but_not_a_move() -> None:
     points = faces(20)
     points[5:8] += 100
