@@ -24,7 +24,7 @@ def write_report(run_dir: Path) -> None:
     stages = by_stage(read_rows(run_dir / "log.jsonl"))
     if stages:
         draw(stages, run_dir / "curves.png")
-        (run_dir / "report.md").write_text(_page(run_dir, stages))
+        (run_dir / "report.md").write_text(_page(run_dir, stages), encoding="utf-8")
 
 
 def by_stage(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -92,6 +92,17 @@ def test_the_report_is_made_from_the_log(finished: Path, tmp_path: Path) -> None
     assert (path / "curves.png").stat().st_size > 10_000
 
 
+def test_the_report_is_utf_8_wherever_it_is_written(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(finished, tmp_path / "run"))
+    data = json.loads((path / "data.json").read_text())
+    (path / "data.json").write_text(json.dumps([data[0] | {"folder": "Größe"}]))
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")  # the locale's
+    write_report(path)
+    assert "from Größe" in (path / "report.md").read_text(encoding="utf-8")
+
+
 def small_vae() -> Autoencoder:
     torch.manual_seed(0)
     config = AutoencoderConfig(
