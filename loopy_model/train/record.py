@@ -25,7 +25,8 @@ class Record:
         """Forgets what was logged after the state that a run goes on from; a stage that has no step
         yet will log its beginning again."""
         last = (stage, step if step else -1)
-        rows = [row for row in read_rows(self.path) if self._place(row) <= last]
+        known = (row for row in read_rows(self.path) if row["stage"] in self.stages)  # no other stage is done
+        rows = [row for row in known if self._place(row) <= last]
         partial = self.path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
         partial.replace(self.path)

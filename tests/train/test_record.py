@@ -71,6 +71,16 @@ def test_rows_after_the_resume_point_are_forgotten(tmp_path: Path) -> None:
     assert read_rows(record.path) == []
 
 
+def test_rows_of_a_stage_that_the_recipe_no_longer_has_are_forgotten(tmp_path: Path) -> None:
+    """It had begun, but no state of it was saved: another may take its place."""
+    one, two = RECIPE.stages
+    record = Record(tmp_path, RECIPE.stages)
+    record.write(one, 3, loss=1.0)
+    record.write(two, 0, validation={"all": 1.0})
+    Record(tmp_path, (one, replace(two, name="other"))).keep_until(1, 0)
+    assert [row["stage"] for row in read_rows(record.path)] == ["one"]
+
+
 def test_tensorboard_has_the_numbers_too(finished: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
