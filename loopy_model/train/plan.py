@@ -250,13 +250,15 @@ def trial(trainer: Trainer, stage: Stage) -> float:
 
 
 def peak_memory() -> int:
-    """Bytes: of the card, or of this process where there is none."""
+    """Bytes: of the card, or of this process where there is none; 0 where the system does not say."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage's peak is at least that of the process that started this one
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
-    import resource  # not on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -112,6 +113,15 @@ def test_a_run_that_cannot_fit_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(plan, "_free_memory", lambda there=there: there)
         assert (lacking(recipe, SMALL, "cpu", pieces, False) is None) == fits
     assert lacking(recipe, SMALL, "cpu", pieces, True) is None  # with checkpointing
+
+
+def test_a_system_that_does_not_tell_the_peak_memory_gives_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has neither /proc nor `resource`."""
+    monkeypatch.setattr(plan.torch.cuda, "is_available", lambda: False)
+    assert plan.peak_memory() > 1e6
+    monkeypatch.setattr(plan.Path, "is_file", lambda path: False)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert plan.peak_memory() == 0
 
 
 def test_a_dry_run_prints_the_plan_and_keeps_nothing(runs: Runs) -> None:
