@@ -8,6 +8,7 @@ Shapes as in `objective`.
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..conditions import Conditions
@@ -56,11 +57,11 @@ class DistillationObjective(Objective):
     def forward(self, batch: Batch, draws: Draws, spatial_only: bool) -> Tensor:
         """(B,); `spatial_only` is not for students."""
         draws = replace(draws, timestep=self.start_of(draws.timestep))
-        noisy = self.schedule.add_noise(batch.clip, draws.noise, draws.timestep)
+        noisy = self.noisy(batch.clip, draws)
         x0, noise = self.wanted(noisy, draws.timestep, self.teach(noisy, batch, draws))
         prediction = self.model.denoise(noisy, draws.timestep, encode_all(self.model, batch, draws))
         target = self.schedule.target(x0, noise, draws.timestep)
-        return weighted_error(self.schedule, prediction, target, batch, draws.timestep)
+        return weighted_error(prediction, target, batch, self.loss_weight(draws.timestep))
 
     def start_of(self, timestep: Tensor) -> Tensor:
         """The timestep of the student's step that a uniform one belongs to."""
@@ -70,6 +71,26 @@ class DistillationObjective(Objective):
     def end_of(self, start: Tensor) -> Tensor:
         """Where that step ends, as in `solvers.Ddim`; -1 is the picture."""
         return (start - self.schedule.config.train_steps // self.plan.steps).clamp(min=-1)
+
+    def noisy(self, clip: Tensor, draws: Draws) -> Tensor:
+        """Where the student's step begins, (B, F, C, h, w): its first on noise alone, as in sampling, also where
+        the schedule leaves some signal at the end."""
+        is_first = (draws.timestep == self.starts[-1].item()).to(clip.device)
+        noisy = self.schedule.add_noise(clip, draws.noise, draws.timestep)
+        return torch.where(rearrange(is_first, "b -> b 1 1 1 1"), draws.noise, noisy)
+
+    def loss_weight(self, start: Tensor) -> Tensor:
+        """(B,) Of the squared error: as much as it moves where the step ends, 1 in the mean of all steps. The
+        clean picture's is weighted as in training."""
+        if self.schedule.config.prediction == "sample":
+            return self.schedule.loss_weight(start)
+        return (self._reach(start).square() / self._reach(self.starts).square().mean()).float()
+
+    def _reach(self, start: Tensor) -> Tensor:
+        """(n,) How far an error of 1 in the prediction moves where the step ends, which is linear in it."""
+        error = torch.ones(start.shape, dtype=torch.float64, device=start.device)
+        x0, noise = self.schedule.split(torch.zeros_like(error), error, start)
+        return self.schedule.add_noise(x0, noise, self.end_of(start))
 
     @torch.no_grad()
     def teach(self, noisy: Tensor, batch: Batch, draws: Draws) -> Tensor:

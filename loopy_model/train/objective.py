@@ -139,17 +139,15 @@ def loss_per_sample(
     encode = encode_reference if spatial_only else encode_all
     prediction = model.denoise(noisy, draws.timestep, encode(model, batch, draws))
     target = schedule.target(batch.clip, draws.noise, draws.timestep)
-    return weighted_error(schedule, prediction, target, batch, draws.timestep)
+    return weighted_error(prediction, target, batch, schedule.loss_weight(draws.timestep))
 
 
-def weighted_error(
-    schedule: NoiseSchedule, prediction: Tensor, target: Tensor, batch: Batch, timestep: Tensor
-) -> Tensor:
-    """Mean squared error per sample (B,), by timestep as the schedule says, in cells by `batch.weight`."""
+def weighted_error(prediction: Tensor, target: Tensor, batch: Batch, weight: Tensor) -> Tensor:
+    """Mean squared error per sample (B,), times its `weight` (B,), in cells by `batch.weight`."""
     squares = (prediction - target).square()
     if batch.weight is not None:
         squares = rearrange(batch.weight, "b h w -> b 1 1 h w") * squares
-    return schedule.loss_weight(timestep).to(squares) * squares.mean((1, 2, 3, 4))
+    return weight.to(squares) * squares.mean((1, 2, 3, 4))
 
 
 def encode_reference(model: Loopy, batch: Batch, draws: Draws) -> Conditions:

@@ -124,6 +124,51 @@ def test_timesteps_belong_to_the_steps_of_the_sampler() -> None:
     assert Ddim(objective.schedule, 4).timesteps == objective.starts.flip(0).tolist()
 
 
+def test_errors_weigh_by_how_far_they_move_where_a_step_ends() -> None:
+    """Against the sampler itself: the same error in each step's prediction, from anywhere."""
+    x, prediction, error = torch.randn(3, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    for kind in ("epsilon", "v_prediction"):
+        objective = DistillationObjective(*[model_of(kind)] * 2, PLAN)
+        moved = []
+        for start in objective.starts.tolist():
+            landed, other = (
+                Ddim(objective.schedule, 4).step(x, said, start, NOTHING)[0]
+                for said in (prediction, prediction + error)
+            )
+            moved.append(((other - landed).square().sum() / error.square().sum()).item())
+        weights = objective.loss_weight(objective.starts)
+        assert weights.tolist() == pytest.approx([m / sum(moved) * 4 for m in moved], rel=1e-3)
+        assert weights.mean().item() == pytest.approx(1)
+        assert max(moved) / min(moved) > (14 if kind == "epsilon" else 1)
+    pictures = DistillationObjective(*[model_of("sample")] * 2, PLAN)
+    assert torch.equal(pictures.loss_weight(pictures.starts), pictures.schedule.loss_weight(pictures.starts))
+
+
+def test_a_loss_is_weighted_by_its_step(clips: tuple[PreparedClips, PreparedClips]) -> None:
+    teacher, (batch, draws) = model_of("epsilon"), read(clips[0])
+    objective = DistillationObjective(teacher, teacher, PLAN)
+    weighted = [objective(batch, at(draws, timestep), False) for timestep in (0, 999)]
+    weights = objective.loss_weight(objective.starts[[0, -1]])
+    objective.loss_weight = lambda start: torch.ones(len(start))
+    plain = [objective(batch, at(draws, timestep), False) for timestep in (0, 999)]
+    assert torch.allclose(torch.cat(weighted), weights * torch.cat(plain))
+
+
+@pytest.mark.parametrize("kind", DIFFUSION)
+def test_the_first_step_is_learnt_on_noise_alone(
+    clips: tuple[PreparedClips, PreparedClips], kind: str
+) -> None:
+    """As the sampler begins, though SD1.5's schedule leaves a signal of 0.07 there."""
+    batch, draws = read(clips[0], 2)
+    objective = DistillationObjective(*[model_of(kind)] * 2, PLAN)
+    draws = replace(draws, timestep=torch.tensor([999, 749]))
+    noisy = objective.noisy(batch.clip, draws)
+    assert torch.equal(noisy[0], draws.noise[0])
+    scheduled = objective.schedule.add_noise(batch.clip, draws.noise, draws.timestep)
+    assert torch.equal(noisy, scheduled) == objective.schedule.config.zero_terminal_snr
+    assert (noisy[1] - draws.noise[1]).abs().mean() > 0.05
+
+
 def test_a_student_like_its_teacher_has_nothing_to_learn_of_single_steps_without_guidance(
     clips: tuple[PreparedClips, PreparedClips],
 ) -> None:
