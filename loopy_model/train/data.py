@@ -8,6 +8,7 @@ uninterrupted one would have read.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -205,15 +206,18 @@ class Pool:
 
     def draw(self, count: int, rng: np.random.Generator) -> list[Window]:
         """`count` windows; `rng` alone decides which."""
-        starts = np.array([clip.frames - self.frames + 1 for clip in self.clips])
-        end = starts.cumsum()
-        place, portrait = rng.integers(end[-1], size=count), rng.random(count)
-        index = np.searchsorted(end, place, side="right")
-        start = place - (end - starts)[index]
+        place, portrait = rng.integers(self._edges[-1], size=count), rng.random(count)
+        index = np.searchsorted(self._edges[1:], place, side="right")
+        start = place - self._edges[index]
         return [
             Window(self.clips[i], int(s), self.frames, int(p * self.clips[i].frames))
             for i, s, p in zip(index, start, portrait)
         ]
+
+    @cached_property
+    def _edges(self) -> np.ndarray:
+        """(clips + 1,) Where the places of each clip begin, and where the last one's end."""
+        return np.cumsum([0, *(clip.frames - self.frames + 1 for clip in self.clips)])
 
 
 class Place(NamedTuple):

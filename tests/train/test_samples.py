@@ -20,6 +20,7 @@ from loopy_model.train.data import (
     NOISE,
     WINDOWS,
     Place,
+    Pool,
     PreparedClips,
     Samples,
     Schedule,
@@ -267,6 +268,25 @@ def test_portraits_are_any_frame_of_the_same_clip(clips: Clips) -> None:
     assert portraits.keys() == set(range(17))
     expected = portraits.total() / 17
     assert all(abs(count - expected) < 5 * expected**0.5 for count in portraits.values())
+
+
+class Walked(list):
+    """Counts how often it is gone through."""
+
+    times = 0
+
+    def __iter__(self):  # noqa: ANN204
+        self.times += 1
+        return super().__iter__()
+
+
+def test_clips_are_gone_through_once_however_many_samples_are_drawn(clips: Clips) -> None:
+    pool = clips[0].pool(TWO)
+    counted = Pool(Walked(pool.clips), pool.frames)
+    for seed in range(3):
+        drawn = counted.draw(50, np.random.default_rng(seed))
+        assert drawn == pool.draw(50, np.random.default_rng(seed))
+    assert counted.clips.times == 1
 
 
 def test_windows_are_a_function_of_the_generator(clips: Clips) -> None:
