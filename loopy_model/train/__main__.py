@@ -185,6 +185,7 @@ def run(args: argparse.Namespace) -> None:
     trainer = Trainer(
         recipe, args.run_dir, train, test, settings, base, make_preview(args, test, recipe.distillation)
     )
+    del base  # as large as the model, which has copied it
     trainer.run()
     path = export(trainer, args.base)
     if path is not None:

@@ -104,19 +104,27 @@ class Trainer:
             self.schedule(stage, range(0))  # a batch that cannot be cut is refused now, not in days
         state = self._read_state()
         while self.stage_index < len(self.recipe.stages):
-            self._run_stage(self.recipe.stages[self.stage_index], state)
-            self.stage_index, self.step, state = self.stage_index + 1, 0, None
+            stage = self.recipe.stages[self.stage_index]
+            optimizer = self._optimizer_from(state, stage)
+            state = None  # as large as all that is trained
+            self._run_stage(stage, optimizer)
+            self.stage_index, self.step = self.stage_index + 1, 0
             # The next stage starts from the averaged weights; its new layers are still silent.
             self.average.adopt()
             self._save(None)
         return self.model
 
-    def _run_stage(self, stage: Stage, state: dict[str, Any] | None) -> None:
+    def _optimizer_from(self, state: dict[str, Any] | None, stage: Stage) -> AcceleratedOptimizer:
+        """That of a stage, with everything as it was where `state` was saved, or new."""
         optimizer = self.make_optimizer(stage)
         if state is not None:
             restore(state, self.objective, self.average, optimizer.optimizer)
             if self.accelerator.scaler is not None and "scaler" in state:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.accelerator.wait_for_everyone()  # the first one may replace the file at once
+        return optimizer
+
+    def _run_stage(self, stage: Stage, optimizer: AcceleratedOptimizer) -> None:
         samples, schedule, batches = self.batches(stage, range(self.step, stage.steps))
         with tqdm(
             total=stage.steps,

@@ -90,6 +90,8 @@ def restore(
     set_model_state_dict(module, state["model"], options=WHOLE)
     if optimizer is not None and "optimizer" in state:
         set_optimizer_state_dict(module, optimizer, state["optimizer"], options=WHOLE)
+        for own in optimizer.state.values():  # on a CPU these are the state's tensors themselves
+            own.update({name: value.clone() for name, value in own.items() if isinstance(value, Tensor)})
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -103,7 +105,11 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any] | None:
-    return torch.load(path, weights_only=True, map_location="cpu") if path.is_file() else None
+    """The state in a file, mapped into memory: several processes of one machine have it once. None: no file."""
+    if not path.is_file():
+        return None
+    can_map = os.name != "nt"  # Windows does not replace a file that is mapped
+    return torch.load(path, weights_only=True, map_location="cpu", mmap=can_map)
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:

@@ -1,6 +1,8 @@
 """The average of the weights, the learning rate, and what a state keeps."""
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,6 +182,33 @@ def test_validation_is_of_the_averaged_weights(trainer: Trainer) -> None:
     assert trainer.validate(RECIPE.stages[0]) == before
     trainer.average.restart()
     assert trainer.validate(RECIPE.stages[0]) != before
+
+
+def test_a_state_is_let_go_before_the_first_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is as large as the model, its average and the optimiser together."""
+    stage = RECIPE.stages[0]
+    optimizer = trainer.make_optimizer(stage)
+    trainer.train_step(stage, optimizer, *trainer.batches(stage, range(9)))
+    trainer.step = 1
+    trainer._save(optimizer)
+    read, left = [], []
+
+    def noted(path: Path) -> dict:
+        state = read_state(path)
+        moments = (tensor for own in state["optimizer"]["state"].values() for tensor in own.values())
+        read.extend(map(weakref.ref, (*state["model"].values(), *state["average"].values(), *moments)))
+        return state
+
+    def first_step(*_: object) -> None:
+        gc.collect()
+        left.extend(tensor for tensor in read if tensor() is not None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("loopy_model.train.loop.read_state", noted)
+    monkeypatch.setattr(trainer, "train_step", first_step)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert read and not left
 
 
 def test_stage_one_leaves_the_new_layers_untouched(trainer: Trainer) -> None:

@@ -1,6 +1,7 @@
 """Fine-tuning with adapters, and the files it makes."""
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from loopy_model.adapter import NotAnAdapter, apply_adapter, config_with, save_adapter
 from loopy_model.model import Loopy
+from loopy_model.train.__main__ import build_parser, run
 from loopy_model.train.data import PreparedClips
 from loopy_model.train.loop import Trainer
 from loopy_model.train.lora import LowRank, adapter_tensors, add_low_rank, is_spatial
@@ -190,6 +192,28 @@ def test_damaged_and_missing_files_are_refused(tuned, tmp_path: Path) -> None:  
         apply_adapter(base, cut, TINY)
     with pytest.raises(NotAnAdapter, match="missing.safetensors"):
         apply_adapter(base, tmp_path / "missing.safetensors", TINY)
+
+
+def test_the_base_is_let_go_before_training(
+    runs: Runs, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as large as the model."""
+    given, left = [], []
+
+    class Noted:
+        def __init__(self, recipe, run_dir, train, test, settings, base, preview) -> None:  # noqa: ANN001
+            given.extend(map(weakref.ref, base.values()))
+
+        def run(self) -> None:
+            left.extend(tensor for tensor in given if tensor() is not None)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("loopy_model.train.__main__.Trainer", Noted)
+    what = ["--recipe", "finetune", "--base", finished / "loopy.safetensors", "--preview-every", 0]
+    where = ["--data", runs.data, "--run-dir", tmp_path]
+    with pytest.raises(KeyboardInterrupt):
+        run(build_parser().parse_args(list(map(str, [*where, *what]))))
+    assert given and not left
 
 
 # --- the command --------------------------------------------------------------------------------
