@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -198,8 +198,7 @@ class Trainer:
             group["lr"] = stage.learning_rate * learning_rate_factor(stage, self.step)
         pieces = []
         for piece in range(schedule.pieces):
-            is_last = piece == schedule.pieces - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.wrapped):
+            with self._gradients_meet(piece == schedule.pieces - 1):
                 losses = self.losses(stage, *_good(next(batches)))
                 self.accelerator.backward(losses.mean() / schedule.pieces)
             pieces.append(losses.detach())
@@ -218,6 +217,13 @@ class Trainer:
         batch, draws = batch.to(self.device), draws.to(self.device)
         with self.accelerator.autocast():
             return self.wrapped(batch, draws, stage.spatial_only).float()
+
+    def _gradients_meet(self, is_last: bool) -> AbstractContextManager:
+        """Processes add up their gradients after the last piece of a batch alone."""
+        if hasattr(self.wrapped, "set_requires_gradient_sync"):  # sharded, which accelerate does not know
+            self.wrapped.set_requires_gradient_sync(is_last)
+            return nullcontext()
+        return nullcontext() if is_last else self.accelerator.no_sync(self.wrapped)
 
     def _gather(self, losses: Tensor) -> Tensor:
         """(pieces, b) of each process -> (B,) in the order of the batch."""

@@ -12,7 +12,9 @@ import pytest
 import torch
 from runs import RECIPE, TINY, Runs, contents, free_port, has_logged, log_of, place_of, state_of
 
+from loopy_model.train.data import PreparedClips
 from loopy_model.train.export import train
+from loopy_model.train.loop import Settings, Trainer
 from loopy_model.train.processes import in_processes
 
 ROOT = Path(__file__).parents[2]
@@ -156,8 +158,18 @@ def test_a_sharded_run_that_was_killed_goes_on_in_two_processes_or_one(data: Pat
     )
     assert state_of(killed)["optimizer"]["state"]
     alone = Path(shutil.copytree(killed, tmp_path / "alone"))
-    assert_same_but_for_rounding(runs.finish(killed.name, "--shard", processes=2), known)
+    again = runs.finish(killed.name, "--shard", "--accumulate", 2, processes=2)
+    assert_same_but_for_rounding(again, known)
     assert_same_but_for_rounding(runs.finish(alone.name), known)
+
+
+def test_sharded_gradients_are_added_up_once_a_step(
+    clips: tuple[PreparedClips, PreparedClips], tmp_path: Path
+) -> None:
+    trainer, stage, asked = Trainer(RECIPE, tmp_path, *clips, Settings(accumulate=4)), RECIPE.stages[0], []
+    trainer.wrapped.set_requires_gradient_sync = asked.append  # as FSDP's
+    trainer.train_step(stage, trainer.make_optimizer(stage), *trainer.batches(stage, range(1)))
+    assert asked == [False, False, False, True]
 
 
 def test_checkpointing_changes_no_bit(runs: Runs, finished: Path) -> None:
