@@ -310,11 +310,12 @@ class Trainer:
 
     def _read_state(self) -> dict[str, Any] | None:
         state = read_state(self.run_dir / "state.pt")
+        self.stage_index, self.step = (state["stage"], state["step"]) if state else (0, 0)
+        self._refuse_other_places()
         if state is None:
             if self.is_main:
                 self.record.keep_until(0, 0)
             return None
-        self.stage_index, self.step = state["stage"], state["step"]
         begun = Beginning.from_json(state["begun"])
         begun.refuse_another(
             self._beginning(), self.stage_index + (self.step > 0), self.run_dir, self.train.data
@@ -326,6 +327,15 @@ class Trainer:
             restore(state, self.objective, self.average, None)
             return None
         return state
+
+    def _refuse_other_places(self) -> None:
+        """Each process has read the state itself; from different ones they would wait for each other forever."""
+        place = torch.tensor([[self.stage_index, self.step]], device=self.device)
+        if len(self.accelerator.gather(place).unique(dim=0)) > 1:
+            raise ValueError(
+                f"the processes found different states in {self.run_dir}; --run-dir must lie on a disk that all "
+                "nodes share."
+            )
 
     def _beginning(self) -> Beginning:
         encoders = list(identity(self.train.encoders))

@@ -16,6 +16,7 @@ from loopy_model.train.data import PreparedClips
 from loopy_model.train.export import train
 from loopy_model.train.loop import Settings, Trainer
 from loopy_model.train.processes import in_processes
+from loopy_model.train.state import write_state
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,6 +171,21 @@ def test_sharded_gradients_are_added_up_once_a_step(
     trainer.wrapped.set_requires_gradient_sync = asked.append  # as FSDP's
     trainer.train_step(stage, trainer.make_optimizer(stage), *trainer.batches(stage, range(1)))
     assert asked == [False, False, False, True]
+
+
+def test_nodes_that_do_not_share_the_run_directory_are_refused(
+    clips: tuple[PreparedClips, PreparedClips], tmp_path: Path
+) -> None:
+    """The other node has no state in its own."""
+    trainer = Trainer(RECIPE, tmp_path, *clips)
+    trainer._save(trainer.make_optimizer(RECIPE.stages[0]))
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    write_state(tmp_path / "state.pt", state | {"step": 2})
+    trainer.accelerator.gather = lambda place: torch.cat([place, torch.zeros_like(place)])
+    with pytest.raises(
+        ValueError, match="different states in .*; --run-dir must lie on a disk that all nodes"
+    ):
+        trainer.run()
 
 
 def test_checkpointing_changes_no_bit(runs: Runs, finished: Path) -> None:
