@@ -22,9 +22,25 @@ from ..audio import hear, resample
 from ..config import LOOPY, SAMPLE_RATE, ClipGeometry, LoopyConfig
 from ..video import read_video
 from ..weights import read_header
-from .encoded import FOLDER, BadClip, EncodedClip, different, path_of, read_metadata, write_encoded
+from .encoded import (
+    FOLDER,
+    BadClip,
+    EncodedClip,
+    different,
+    encoded_paths,
+    path_of,
+    read_metadata,
+    write_encoded,
+)
 from .encoders import Source, is_loopy, load_speech_encoder, load_vae
-from .records import held_out_sources
+from .records import (
+    CannotWrite,
+    held_out_sources,
+    read_held_out,
+    shard_of,
+    whole_files,
+    write_held_out,
+)
 
 PIECE = 16  # frames that pass the VAE at once
 FPS = ClipGeometry.fps
@@ -51,9 +67,9 @@ def encode_clips(data: Path, settings: EncodeSettings) -> Counter:
 
     Encoded clips that are no longer in `clips/` are removed, so that training sees what the report
     shows. Returns how many were encoded, already there, failed and removed. Raises ValueError with a
-    sentence when there is nothing to encode.
+    sentence when there is nothing to encode, CannotWrite when the disk does not take it.
     """
-    paths = sorted((data / "clips").glob("*.safetensors"))
+    paths = _clip_paths(data)
     if not paths:
         raise ValueError(f"{data} has no clips; run `python -m loopy_model.prepare clips RAW {data}` first.")
     factor = config_of(settings.vae).vae_scale_factor
@@ -65,25 +81,25 @@ def encode_clips(data: Path, settings: EncodeSettings) -> Counter:
     encoder = ClipEncoder(settings)
     if not settings.again:
         _refuse_other_encoders(data, encoder.made_by)
-    test_sources = held_out_sources(_records(paths))
+    test_sources = _test_sources(data, paths)
     counts, failed = Counter(), []
-    for path in tqdm(paths[part::parts], "encoding"):
+    for path in tqdm([path for path in paths if shard_of(path.stem, parts) == part], "encoding"):
         try:
             counts[encoder.encode(data, path, test_sources)] += 1
-        except OSError:
+        except (OSError, CannotWrite):
             raise  # the disk, not the clip: reading gives BadClip
         except Exception as error:  # whatever is wrong with a clip costs that clip alone
             path_of(data, path.stem).unlink(missing_ok=True)  # made by other encoders
             counts["failed"] += 1
             failed.append((path.stem, str(error) or type(error).__name__))
-    counts["removed"] = _remove_others(data, {path.stem for path in paths})
+    counts["removed"] = _remove_others(data)
     _write_failed(data / FOLDER / f"failed-{part + 1}-of-{parts}.csv", failed)
     return counts
 
 
 def summary(data: Path, counts: Counter) -> str:
     """The run's report: what was done, what training will find, and what failed."""
-    clips = [read_metadata(path)[0] for path in sorted((data / FOLDER).glob("*.safetensors"))]
+    clips = [read_metadata(path)[0] for path in encoded_paths(data)]
     lines = [", ".join(f"{count} {what}" for what, count in counts.items() if count)]
     for split in ("train", "test"):
         own = [clip for clip in clips if clip.split == split]
@@ -166,6 +182,21 @@ def read_clip(path: Path, test_sources: set[str]) -> tuple[EncodedClip, Tensor]:
     return EncodedClip(record["name"], record["frames"], split, record["voiced"]), landmarks
 
 
+def _clip_paths(data: Path) -> list[Path]:
+    """Landmarks and record of every clip that `prepare clips` has written so far, sorted."""
+    return whole_files(data / "clips", ".safetensors")
+
+
+def _test_sources(data: Path, paths: list[Path]) -> set[str]:
+    """The raw videos for testing. One that chance did not choose is written down: a shard that begins
+    later sees more videos, and would choose another."""
+    records = list(_records(paths))
+    sources = held_out_sources(records, read_held_out(data))
+    for source in sources - {source for source, split, _ in records if split == "test"}:
+        write_held_out(data, source)
+    return sources
+
+
 def _records(paths: list[Path]) -> Iterator[tuple[str, str, bool]]:
     """Source, split and whether there is sound, of every clip that can be read."""
     for path in paths:
@@ -186,7 +217,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None, int]:
 def _refuse_other_encoders(data: Path, made_by: dict) -> None:
     """What took a night is not made again by a forgotten flag."""
     others = []
-    for path in sorted((data / FOLDER).glob("*.safetensors")):
+    for path in encoded_paths(data):
         with suppress(BadClip):
             before = read_metadata(path)[1]
             if different(before, made_by):
@@ -200,8 +231,10 @@ def _refuse_other_encoders(data: Path, made_by: dict) -> None:
         )
 
 
-def _remove_others(data: Path, names: set[str]) -> int:
-    others = [path for path in (data / FOLDER).glob("*.safetensors") if path.stem not in names]
+def _remove_others(data: Path) -> int:
+    paths = encoded_paths(data)
+    names = {path.stem for path in _clip_paths(data)}  # listed last: a clip comes before its encoding
+    others = [path for path in paths if path.stem not in names]
     for path in others:
         path.unlink(missing_ok=True)
     return len(others)

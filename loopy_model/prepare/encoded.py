@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..weights import write_tensors
+from ..weights import save_tensors
+from .records import whole_files, write_whole
 
 FOLDER = "encoded"  # below the data folder
 FORMAT = "loopy-encoded-clip"
@@ -37,6 +38,11 @@ def path_of(data: Path, name: str) -> Path:
     return data / FOLDER / f"{name}.safetensors"
 
 
+def encoded_paths(data: Path) -> list[Path]:
+    """Those of all clips, sorted."""
+    return whole_files(data / FOLDER, ".safetensors")
+
+
 def write_encoded(
     data: Path,
     clip: EncodedClip,
@@ -45,7 +51,8 @@ def write_encoded(
     speech: Tensor | None,
     encoders: dict[str, Any],
 ) -> None:
-    """Writes one clip; its file appears only when it is complete. Raises BadClip for NaN or infinities."""
+    """Writes one clip; its file appears only when it is complete. Raises BadClip for NaN or infinities, and
+    CannotWrite."""
     tensors = {"latents": latents.half(), "landmarks": landmarks.float()}
     if speech is not None:
         tensors["speech"] = speech.half()
@@ -56,7 +63,7 @@ def write_encoded(
                 "check the clip and the encoder that was given."
             )
     metadata = {"format": FORMAT, "clip": json.dumps(asdict(clip)), "encoders": json.dumps(encoders)}
-    write_tensors(path_of(data, clip.name), tensors, metadata)
+    write_whole(path_of(data, clip.name), lambda partial: save_tensors(partial, tensors, metadata))
 
 
 def read_metadata(path: Path) -> tuple[EncodedClip, dict[str, Any]]:

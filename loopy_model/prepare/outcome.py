@@ -9,7 +9,16 @@ from statistics import median
 from typing import NamedTuple
 
 from .filters import CHECKS, Filters
-from .records import Clip, Rejected, Source, held_out_sources, read_passed_over, read_source
+from .records import (
+    Clip,
+    Rejected,
+    Source,
+    held_out_sources,
+    read_held_out,
+    read_passed_over,
+    read_source,
+    whole_files,
+)
 from .run import SETTINGS_FILE
 
 UNITS = {check.reason: check.unit for check in CHECKS} | {"no face": "s", "two faces": "s"}
@@ -48,6 +57,7 @@ class Outcome:
     sources: tuple[Source, ...]
     min_loudness: float = Filters.min_loudness  # below which a clip counts as silent
     passed_over: tuple[str, ...] = ()  # other files in the raw folder
+    kept: str | None = None  # the source that `encode` has held out where chance gave none
 
     @cached_property
     def recorded(self) -> list[Clip]:
@@ -56,7 +66,8 @@ class Outcome:
     @cached_property
     def held_out(self) -> set[str]:
         """The sources that training gets for testing."""
-        return held_out_sources((clip.source, clip.split, clip.voiced) for clip in self.recorded)
+        records = ((clip.source, clip.split, clip.voiced) for clip in self.recorded)
+        return held_out_sources(records, self.kept)
 
     @cached_property
     def clips(self) -> list[Clip]:
@@ -86,9 +97,10 @@ def _row(reason: str, pieces: list[Rejected]) -> Row:
 
 def read_outcome(data: Path) -> Outcome:
     """From whatever records there are, those of other machines included."""
-    found = [read_source(path) for path in sorted((data / "sources").glob("*.json"))]
+    found = [read_source(path) for path in whole_files(data / "sources", ".json")]
     sources = sorted(filter(None, found), key=lambda s: s.source)
-    return Outcome(tuple(sources), _min_loudness(data), tuple(read_passed_over(data)))
+    passed_over = tuple(read_passed_over(data))
+    return Outcome(tuple(sources), _min_loudness(data), passed_over, read_held_out(data))
 
 
 def _min_loudness(data: Path) -> float:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 FORMAT = "loopy-prepare-1"
 PASSED_OVER = "passed_over.json"
+HELD_OUT = "held_out.json"
 
 
 class CannotWrite(Exception):
@@ -114,15 +115,23 @@ def share_of(text: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def held_out_sources(records: Iterable[tuple[str, str, bool]]) -> set[str]:
+def shard_of(text: str, shards: int) -> int:
+    """The part, from 0, that does what is named so: not its place in a list, which grows meanwhile."""
+    return int(share_of(f"shard {text}") * shards)
+
+
+def held_out_sources(records: Iterable[tuple[str, str, bool]], kept: str | None = None) -> set[str]:
     """(source, split, voiced) of all clips -> the raw videos that are for testing.
 
     Where chance gave none with sound (few videos), the one that was nearest to it is added, as long
-    as another one with sound remains: training cannot be judged without.
+    as another one with sound remains: training cannot be judged without. `kept` was added so once, and
+    stays as long as it has clips with sound.
     """
     records = list(records)
     chosen = {source for source, split, _ in records if split == "test"}
     voiced = {source for source, _, has_sound in records if has_sound}
+    if kept in voiced:
+        chosen.add(kept)
     if chosen & voiced or len(voiced) < 2:
         return chosen
     return chosen | {min(voiced, key=share_of)}
@@ -140,6 +149,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         raise CannotWrite(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
         _forget(partial)
+
+
+def whole_files(folder: Path, ending: str) -> list[Path]:
+    """The files of a folder with that ending, sorted; no partial ones, or others with a dot in front."""
+    return sorted(folder.glob(f"[!.]*{ending}"))
 
 
 def _forget(path: Path) -> None:
@@ -178,6 +192,18 @@ def read_passed_over(data: Path) -> list[str]:
         return json.loads((data / PASSED_OVER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
+
+
+def write_held_out(data: Path, source: str) -> None:
+    """The raw video that is for testing though chance did not choose it."""
+    write_json(data / HELD_OUT, source)
+
+
+def read_held_out(data: Path) -> str | None:
+    try:
+        return json.loads((data / HELD_OUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_source(path: Path, source: Source) -> None:

@@ -20,11 +20,13 @@ from pathlib import Path
 from .clips import clip_paths
 from .raw import POINTS_SUFFIX, SUFFIXES, raw_videos
 from .records import (
+    HELD_OUT,
     CannotWrite,
     Source,
     differences,
     digest_of,
     read_source,
+    shard_of,
     share_of,
     write_json,
     write_source,
@@ -65,6 +67,7 @@ def check_settings(data: Path, settings: Settings, again: bool) -> None:
                 "Give the old ones or another folder, or --again to prepare everything anew."
             )
     else:
+        (data / HELD_OUT).unlink(missing_ok=True)
         write_json(path, ours)
 
 
@@ -91,7 +94,7 @@ def plan(raw: Path, data: Path, settings: Settings, shard: tuple[int, int]) -> t
             Source(source, stat.st_size, stat.st_mtime_ns, made_with, copies.get(source), split),
         )
 
-    mine = [s for s in sources if int(share_of(f"shard {s}") * shards) == number - 1]
+    mine = [s for s in sources if shard_of(s, shards) == number - 1]
     return [job(source) for source in mine if os.path.lexists(raw / source)], others
 
 

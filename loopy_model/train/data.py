@@ -24,10 +24,10 @@ from ..config import LoopyConfig
 from ..motion import Ages, TemporalSegments
 from ..movement import EYES_AND_MOUTH, exp, glo, score
 from ..prepare.encoded import (
-    FOLDER,
     BadClip,
     EncodedClip,
     different,
+    encoded_paths,
     open_encoded,
     path_of,
     read_metadata,
@@ -60,7 +60,7 @@ class PreparedClips:
     def __init__(self, data: Path, split: str, config: LoopyConfig) -> None:
         self.data, self.split, self.config = data, split, config
         self.segments = TemporalSegments(config.clip)
-        paths = sorted((data / FOLDER).glob("*.safetensors"))
+        paths = encoded_paths(data)
         if not paths:
             missing = "has no encoded clips" if data.is_dir() else "does not exist"
             raise BadClip(f"{data} {missing}; `python -m loopy_model.prepare encode` makes such a folder.")

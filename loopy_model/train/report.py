@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..prepare.records import whole_files
 from .record import read_rows
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
@@ -97,7 +98,7 @@ def _page(run_dir: Path, stages: dict[str, list[dict[str, Any]]]) -> str:
     recipe = json.loads((run_dir / "recipe.json").read_text())
     lines = [f"# Training run: recipe {recipe['name']}, seed {recipe['seed']}", ""]
     lines += [_data_line(split) for split in _read_json(run_dir / "data.json")]
-    lines += [""] + [_result_line(path) for path in sorted(run_dir.glob("*.safetensors"))] + [""]
+    lines += [""] + [_result_line(path) for path in whole_files(run_dir, ".safetensors")] + [""]
     lines += [
         "| stage | steps | batch | seconds per step | minutes of steps | loss, running mean | lip sync |"
     ]

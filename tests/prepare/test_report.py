@@ -19,6 +19,7 @@ from loopy_model.prepare.records import (
     held_out_sources,
     name_of,
     share_of,
+    write_held_out,
     write_json,
     write_passed_over,
     write_source,
@@ -65,6 +66,7 @@ def test_a_record_of_another_version_or_half_a_one_is_passed_over(tmp_path: Path
     folder(tmp_path, GOOD)
     (tmp_path / "sources" / "x.json").write_text('{"format": "old", "source": "x"}')
     (tmp_path / "sources" / "y.json").write_text('{"format"')
+    write_source(tmp_path / "sources" / ".partial-host1-z.json", MIXED)
     assert read_outcome(tmp_path).sources == (GOOD,)
 
 
@@ -165,6 +167,22 @@ def nearest(*names: str) -> str:
 )
 def test_training_is_never_without_a_voice_to_test(clips: list, test: set[str]) -> None:
     assert held_out_sources(iter(clips)) == test
+
+
+def test_a_video_once_held_out_stays_so_while_it_can_be_heard() -> None:
+    first, second = sorted("ab", key=share_of)
+    both = [(first, "train", True), (second, "train", True)]
+    assert held_out_sources(both, second) == {second}
+    assert held_out_sources([*both, ("c", "test", True)], second) == {second, "c"}
+    assert held_out_sources([*both, ("c", "train", False)], "c") == {first}
+    assert held_out_sources(both, "gone") == {first}
+
+
+def test_the_report_shows_what_encoding_has_held_out(tmp_path: Path) -> None:
+    names = ["x.mp4", "y.mp4", "z.mp4"]
+    chosen = max(names, key=share_of)
+    write_held_out(folder(tmp_path, *(source(name, "train") for name in names)), chosen)
+    assert read_outcome(tmp_path).held_out == {chosen}
 
 
 def test_the_report_shows_the_split_that_training_gets(tmp_path: Path) -> None:

@@ -22,7 +22,15 @@ from loopy_model.prepare.__main__ import main
 from loopy_model.prepare.contact_sheet import Tile, thumbnail
 from loopy_model.prepare.filters import Filters
 from loopy_model.prepare.raw import RawVideo, upright
-from loopy_model.prepare.records import Clip, Source, name_of, read_source, write_source
+from loopy_model.prepare.records import (
+    Clip,
+    Source,
+    name_of,
+    read_held_out,
+    read_source,
+    write_held_out,
+    write_source,
+)
 from loopy_model.prepare.run import is_done, plan
 from loopy_model.prepare.scan import THUMBNAIL
 from loopy_model.prepare.source import COLUMNS, NO_ACCESS, NO_LANDMARKS, UNREADABLE, Settings, _write_sheet
@@ -329,7 +337,9 @@ def test_other_settings_are_refused_unless_again(raw: Path, prepared: Path, tmp_
     sentence = prepare(raw, data, "--max-angle", "30")
     assert "max-angle was 45.0, now 30.0" in sentence and "--again" in sentence
     assert times(data) == before
+    write_held_out(data, "a.mp4")
     assert prepare(raw, data, "--max-angle", "30", "--again") == 0
+    assert read_held_out(data) is None  # chosen anew, as all else
     assert not set(times(data).values()) & set(before.values())
     assert "max-angle was 30.0" in prepare(raw, data)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -19,9 +20,10 @@ from loopy_model.audio import hear
 from loopy_model.config import PUPPET
 from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.prepare.clips import write_video as write_lossless
-from loopy_model.prepare.encode import EncodeSettings, encode_clips
+from loopy_model.prepare.encode import ClipEncoder, EncodeSettings, encode_clips, summary
 from loopy_model.prepare.encoded import path_of, read_metadata
 from loopy_model.prepare.encoders import Source, load_speech_encoder, load_vae
+from loopy_model.prepare.records import share_of
 from loopy_model.train.data import PreparedClips, Window
 from loopy_model.video import read_video, write_video
 
@@ -153,6 +155,21 @@ def test_one_source_is_held_out_where_chance_chose_none(tmp_path: Path) -> None:
     assert len(splits["test"]) == 1 and not splits["test"] & splits["train"] and splits["test"] != {"c"}
 
 
+def test_a_shard_that_begins_later_holds_out_the_same_source(tmp_path: Path) -> None:
+    first, *later = sorted("abcdefgh", key=share_of, reverse=True)
+    for name in (later[0], first):
+        add_clip(tmp_path, f"{name}-0", source=name)
+    encode_clips(tmp_path, SETTINGS)
+    for name in later[1:]:  # each nearer to being chosen than those before
+        add_clip(tmp_path, f"{name}-0", source=name)
+    add_clip(tmp_path, "chance-0", source="chance", split="test")
+    encode_clips(tmp_path, SETTINGS)
+    assert {clip.name for clip in PreparedClips(tmp_path, "test", PUPPET).clips} == {
+        f"{later[0]}-0",
+        "chance-0",
+    }
+
+
 # --- again --------------------------------------------------------------------------------------
 
 
@@ -186,6 +203,41 @@ def test_a_clip_that_went_away_goes_away_here_too(data: Path) -> None:
     (data / "clips" / "second.safetensors").unlink()
     assert encode_clips(data, SETTINGS) == {"already there": 2, "removed": 1}
     assert encoded(data).keys() == {"one", "silent"}
+
+
+def test_what_another_process_is_still_writing_is_left_alone(data: Path) -> None:
+    partial = data / "clips" / ".partial-host1-one.safetensors", path_of(data, ".partial-host1-one")
+    for path in partial:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half of it")
+    assert encode_clips(data, SETTINGS) == {"encoded": 3, "removed": 0}
+    assert "train 2 clips" in summary(data, Counter()) and all(path.exists() for path in partial)
+
+
+def test_what_came_to_the_clips_meanwhile_is_left_alone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another shard, which began later, has seen and encoded it."""
+    encode = ClipEncoder.encode
+
+    def slowly(self: ClipEncoder, *arguments: object) -> str:
+        if not path_of(data, "late").exists():
+            add_clip(data, "late")
+            path_of(data, "late").parent.mkdir(exist_ok=True)
+            path_of(data, "late").write_bytes(b"by another shard")
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(ClipEncoder, "encode", slowly)
+    assert encode_clips(data, SETTINGS) == {"encoded": 3, "removed": 0}
+    assert path_of(data, "late").read_bytes() == b"by another shard"
+
+
+def test_parts_do_not_overlap_when_clips_come_between_them(data: Path) -> None:
+    encode_clips(data, replace(SETTINGS, shard=(0, 2)))
+    before = set(encoded(data))
+    for name in ("a-new", "b-new", "c-new"):  # they shift the place of all others
+        add_clip(data, name)
+    assert encode_clips(data, replace(SETTINGS, shard=(1, 2)))["already there"] == 0
+    encode_clips(data, replace(SETTINGS, shard=(0, 2)))
+    assert set(encoded(data)) >= before and len(encoded(data)) == 6
 
 
 def test_parts_cover_everything_once(data: Path) -> None:

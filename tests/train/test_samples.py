@@ -1,5 +1,6 @@
 """Encoded clips on disk -> training samples."""
 
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from loopy_model.conditions import Speech
 from loopy_model.motion import SAMPLINGS, TemporalSegments
 from loopy_model.movement import exp, glo, score
+from loopy_model.prepare import encoded
 from loopy_model.prepare.encoded import BadClip, EncodedClip, read_metadata, write_encoded
 from loopy_model.train.data import (
     DRAWS,
@@ -413,6 +415,13 @@ def test_a_folder_without_encoded_clips_is_refused(tmp_path: Path) -> None:
         PreparedClips(tmp_path, "train", TINY)
 
 
+def test_what_another_process_is_still_writing_is_no_clip(tmp_path: Path) -> None:
+    for clip in (CLIPS[0], CLIPS[5]):
+        write_clip(tmp_path, clip)
+    (tmp_path / "encoded" / ".partial-host1-long.safetensors").write_bytes(b"half of it")
+    assert [clip.name for clip in PreparedClips(tmp_path, "train", TINY).clips] == ["long"]
+
+
 def test_missing_test_clips_and_missing_sound_are_refused(tmp_path: Path) -> None:
     write_clip(tmp_path, replace(CLIPS[0], voiced=False))
     write_clip(tmp_path, CLIPS[3])
@@ -452,6 +461,17 @@ def test_what_float16_cannot_hold_is_not_written(tmp_path: Path, name: str, valu
     with pytest.raises(BadClip, match=f"long: its {name} hold values"):
         write_encoded(tmp_path, clip, tensors["latents"], tensors["landmarks"], tensors["speech"], {})
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_half_written_clip_has_a_name_of_this_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines may encode the same clip; neither renames what the other is writing."""
+    names = []
+    monkeypatch.setattr(encoded, "save_tensors", lambda path, *_: names.append(path.name) or path.touch())
+    path = write_clip(tmp_path, CLIPS[0])
+    assert names[0].startswith(".partial-") and str(os.getpid()) in names[0]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_an_encoded_clip_can_be_read_back(tmp_path: Path) -> None:
