@@ -53,21 +53,23 @@ def budget(config: LoopyConfig, request: Request) -> Budget:
         fps=config.clip.fps,
         clips=-(-frames // config.clip.frames),
         steps=request.steps,
-        working=working_bytes(config, height, width, request.dtype.itemsize),
+        working=working_bytes(
+            config, height, width, request.dtype.itemsize, request.segments.most_kept(config.clip.frames)
+        ),
         reading=request.dtype.itemsize * _live(config, height, width),
         latents=4 * frames * channels * height * width,
     )
 
 
-def working_bytes(config: LoopyConfig, height: int, width: int, bytes_per_value: int) -> int:
-    """For one clip at latents of `height` x `width`: the cached keys, values and motion features of every
-    site, and the activations of the widest point of a pass."""
+def working_bytes(config: LoopyConfig, height: int, width: int, bytes_per_value: int, kept: int) -> int:
+    """For one clip at latents of `height` x `width`: the cached keys and values of every site, the features of the
+    `kept` motion frames that later clips will ask for, and the activations of the widest point of a pass."""
     clip, unet = config.clip, config.unet
     cached = 0
     for level, (channels, attention) in enumerate(zip(unet.channels, unet.attention)):
         sites = attention * (2 * unet.layers + 1) + (level == len(unet.channels) - 1)
         tokens = -(-height // 2**level) * -(-width // 2**level)
-        reference, motion = 3, 4 * clip.motion_frames  # normed+k+v; features, their stack, k, v
+        reference, motion = 3, kept + 3 * clip.motion_frames  # normed+k+v; features kept, the clip's, k, v
         cached += sites * tokens * channels * (reference + motion)
     rows = 3 if is_small(config, height, width) else 1
     return bytes_per_value * (cached + rows * clip.frames * _live(config, height, width))

@@ -54,6 +54,15 @@ class TemporalSegments:
             start += length
         return picked
 
+    def most_kept(self, hop: int) -> int:
+        """At most so many motion frames of earlier clips are asked for again by later ones, where a clip begins
+        every `hop` frames. Of means the youngest frames are counted, which two that differ can share."""
+        span = self.clip.motion_span
+        ages = range(span) if self.sampling == "random" else self.clip.motion_ages
+        met = {age + passed for age in ages for passed in range(0, span, hop)}
+        asked = {age - to_come for age in ages for to_come in range(hop, span, hop)}
+        return sum(age >= 0 for age in met & asked)
+
     def abstract(self, past: Tensor, ages: list[Ages]) -> tuple[Tensor, Tensor]:
         """Past latents (P, C, h, w), oldest first -> motion frames (M, C, h, w) and present (M,).
 

@@ -190,7 +190,7 @@ class MotionMemory:
         generator = torch.Generator().manual_seed(_mix(self.request.seed, ~start))
         ages = self.request.segments.ages(generator)
         latents, present = self.request.segments.abstract(self.past, ages)
-        names = [tuple(start - 1 - age for age in group if age < len(self.past)) for group in ages]
+        names = _names(start, ages, start - len(self.past))
         new = [m for m, name in enumerate(names) if present[m] and name not in self.features]
         for m in new:  # one by one: then the features do not depend on which others were new
             self.features[names[m]] = [site.output[0] for site in self.read(latents[m : m + 1])]
@@ -200,13 +200,14 @@ class MotionMemory:
 
     def _forget(self, start: int, ages: list[Ages]) -> None:
         """Drops features that no later clip can ask for; a full-size frame's weigh 23 MB."""
-        clip = self.model.config.clip
-        uniform = self.request.segments.sampling != "random"
-        wanted = {group[0] for group in ages} if uniform else set(range(clip.motion_span))
+        segments, frames = self.request.segments, self.model.config.clip.frames
+        span, oldest = segments.clip.motion_span, start - len(self.past)
+        groups = ages if segments.sampling != "random" else [(age,) for age in range(span)]
+        later = range(start + frames, start + span, frames)
+        asked = {name for begin in later for name in _names(begin, groups, oldest)}
+        self.features = {name: kept for name, kept in self.features.items() if name in asked}
 
-        def returns(name: Ages) -> bool:
-            age = start - 1 - name[0]
-            later = range(age + clip.frames, self.request.segments.clip.motion_span, clip.frames)
-            return any(a in wanted for a in later)
 
-        self.features = {name: kept for name, kept in self.features.items() if returns(name)}
+def _names(start: int, ages: list[Ages], oldest: int) -> list[Ages]:
+    """The numbers, from `oldest` on, of the frames behind each motion frame of the clip that begins at `start`."""
+    return [tuple(start - 1 - age for age in group if start - 1 - age >= oldest) for group in ages]

@@ -7,7 +7,7 @@ import torch
 
 from loopy_model.budget import Budget, budget
 from loopy_model.conditions import Speech
-from loopy_model.config import PUPPET
+from loopy_model.config import PUPPET, ClipGeometry
 from loopy_model.motion import TemporalSegments
 from loopy_model.sampling import Request
 
@@ -29,6 +29,18 @@ def test_frames_and_clips_that_are_still_to_be_made(
     assert needed.reading == 36 * 4 * 8 * 8 * 48  # of one picture
     half = budget(PUPPET, replace(request, dtype=torch.float16))
     assert half.working == needed.working // 2 and half.latents == needed.latents  # these stay float32
+
+
+def test_features_are_counted_that_later_clips_may_ask_for() -> None:
+    """After a clip the next ones ask for 22 of the frames that were met, of random ones for all within the span."""
+    portrait, speech = torch.zeros(1, 32, 8, 8), Speech(torch.zeros(100, 5, 64), 25)
+
+    def working(how: str, clip: ClipGeometry = PUPPET.clip) -> int:
+        return budget(PUPPET, Request(portrait, speech, TemporalSegments(clip, how))).working
+
+    one = 4 * (3 * 64 * 48 + 4 * 16 * 80)  # three sites of 8x8 cells, four of 4x4
+    assert working("random") - working("uniform") == (112 - 22) * one
+    assert working("random", replace(PUPPET.clip, ratio=1)) - working("uniform") == (8 - 22) * one
 
 
 def test_what_fits_is_not_refused() -> None:

@@ -30,7 +30,7 @@ with torch.inference_mode():
     conditions = model.encode_conditions(portrait, motion_features(past, past[0]), windows, motion_latents)
     model.denoise(torch.randn(1, clip.frames, 4, SIZE, SIZE), torch.zeros(1), conditions)
 peak = memory("VmHWM") - before
-print(working_bytes(config, SIZE, SIZE, 4) / peak)
+print(working_bytes(config, SIZE, SIZE, 4, kept=clip.motion_frames) / peak)
 """
 
 

@@ -287,22 +287,34 @@ def test_random_motion_frames_are_drawn_anew_for_each_clip_and_seed(
     assert len({tuple(ages) for ages in first}) > 1
 
 
-def test_memory_does_not_grow(long: Loopy, ask: Callable[..., Request]) -> None:
-    memory = MotionMemory(long, ask(0, LONG), no_matter)
+@EVERY_SAMPLING
+def test_memory_does_not_grow(
+    long: Loopy, ask: Callable[..., Request], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    request = ask(0, LONG, how)
+    memory, most = MotionMemory(long, request, no_matter), request.segments.most_kept(12)
     memory.read(torch.randn(1, 4, 4, 4))
-    sizes = []
-    for clip in range(1, 30):
+    asked: list[set] = []  # by each clip
+    kept: list[set] = []  # after it
+    abstract = TemporalSegments.abstract
+
+    def note(self: TemporalSegments, past: Tensor, ages: list) -> tuple[Tensor, Tensor]:
+        start = 12 * (len(asked) + 1)
+        asked.append({tuple(start - 1 - age for age in group if age < len(past)) for group in ages})
+        return abstract(self, past, ages)
+
+    monkeypatch.setattr(TemporalSegments, "abstract", note)
+    for clip in range(1, 41):
         memory.remember(torch.randn(12, 4, 4, 4))
         memory.recall(12 * clip)
-        sizes.append((len(memory.past), len(memory.features)))
-    # Kept are frames that were asked for at some age and will be again, n clips of 12 later.
-    ages, earlier, later = set(LONG.clip.motion_ages), range(0, 124, 12), range(12, 124, 12)
-    kept = [
-        age
-        for age in range(124)
-        if any(age - n in ages for n in earlier) and any(age + n in ages for n in later)
-    ]
-    assert set(sizes[10:]) == {(124, len(kept))}
+        kept.append(set(memory.features))
+        assert len(memory.past) == min(12 * clip, 124) and len(kept[-1]) <= most
+    for clip in range(28):
+        met, to_come = set().union(*asked[: clip + 1]), set().union(*asked[clip + 1 : clip + 12])
+        if how == "random":  # any frame of the span may be drawn
+            to_come = {(frame,) for frame in range(12 * (clip + 2) - 124, 12 * (clip + 1))}
+        assert kept[clip] == (met & to_come) - {()}
+    assert most == {"uniform": 22, "mean": 22, "random": 112}[how]
 
 
 def test_motion_frames_change_the_next_clip(tiny: Loopy, ask: Callable[..., Request]) -> None:
