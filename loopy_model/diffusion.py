@@ -21,7 +21,8 @@ class NoiseSchedule:
         self._with_final = torch.cat([self.alphas, self.final_alpha[None]])  # index -1 is the picture
 
     def timesteps(self, steps: int) -> list[int]:
-        """Timesteps from noise to picture (Lin et al. 2024, table 2, names the three spacings)."""
+        """Timesteps from noise to picture (Lin et al. 2024, table 2, names the three spacings). The leading ones,
+        diffusers' too, begin far below noise where many steps do not divide the schedule: 334 of them at 667."""
         total, spacing = self.config.train_steps, self.config.spacing
         if not 1 <= steps <= total:
             raise ValueError(f"steps is {steps}; choose 1 to {total}.")

@@ -29,13 +29,13 @@ class Ddim:
     def __init__(self, schedule: NoiseSchedule, steps: int, eta: float = 0.0) -> None:
         self.schedule, self.eta = schedule, eta
         self.timesteps = schedule.timesteps(steps)
-        self.hop = schedule.config.train_steps // steps
+        self.after = _after(self.timesteps)
 
     def step(
         self, x: Tensor, prediction: Tensor, timestep: int, fresh: Iterator[Tensor]
     ) -> tuple[Tensor, Tensor]:
         x0, noise = self.schedule.split(x, prediction, timestep)
-        now, then = self.schedule.alphas[timestep], self.schedule.alpha_of(timestep - self.hop)
+        now, then = self.schedule.alphas[timestep], self.schedule.alpha_of(self.after[timestep])
         signal, sigma = signal_and_sigma_of(then)
         if not self.eta:
             return signal * x0 + sigma * noise, x0
@@ -54,7 +54,7 @@ class DpmSolver:
             raise ValueError(
                 f"steps is {steps}, of which two are the same; choose fewer, or the solver ddim."
             )
-        self.after = dict(zip(self.timesteps, [*self.timesteps[1:], -1]))
+        self.after = _after(self.timesteps)
         self.before: tuple[Tensor, Tensor] | None = None  # x0 and alpha-bar of the step before
 
     def step(
@@ -114,6 +114,11 @@ class UniPc:
         aim = x0 + rho_1.item() * older + rho_2.item() * (x0_here - x0)
         (_, sigma_before), (signal, sigma) = signal_and_sigma_of(alpha), signal_and_sigma_of(here)
         return sigma / sigma_before * x + signal * b.item() * aim
+
+
+def _after(timesteps: list[int]) -> dict[int, int]:
+    """Where the step from each timestep ends; -1 is the picture."""
+    return dict(zip(timesteps, [*timesteps[1:], -1]))
 
 
 def _log_snr(alpha: Tensor) -> Tensor:

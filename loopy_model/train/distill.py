@@ -70,7 +70,8 @@ class DistillationObjective(Objective):
 
     def end_of(self, start: Tensor) -> Tensor:
         """Where that step ends, as in `solvers.Ddim`; -1 is the picture."""
-        return (start - self.schedule.config.train_steps // self.plan.steps).clamp(min=-1)
+        starts = self.starts.to(start.device)
+        return torch.cat([-torch.ones_like(starts[:1]), starts])[torch.searchsorted(starts, start)]
 
     def noisy(self, clip: Tensor, draws: Draws) -> Tensor:
         """Where the student's step begins, (B, F, C, h, w): its first on noise alone, as in sampling, also where
