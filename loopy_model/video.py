@@ -67,7 +67,7 @@ def _write(
         count += len(part)
     file.mux(video.encode(None))
     if audio:
-        for block in sound.resampled(count / fps):
+        for block in sound.resampled(count / fps, AAC_RATE):
             file.mux(audio.encode(block))
         file.mux(audio.encode(None))
 
@@ -98,9 +98,9 @@ class Sound:
     def layout(self) -> str:
         return "stereo" if self.channels == 2 else "mono"
 
-    def resampled(self, seconds: Fraction) -> Iterator[av.AudioFrame]:
-        """The first `seconds` for AAC."""
-        resampler = av.AudioResampler(format="fltp", layout=self.layout, rate=AAC_RATE)
+    def resampled(self, seconds: Fraction, rate: int) -> Iterator[av.AudioFrame]:
+        """The first `seconds` at another rate."""
+        resampler = av.AudioResampler(format="fltp", layout=self.layout, rate=rate)
         left, done = round(seconds * self.rate), 0
         for block in self.blocks:
             block = block[:, : left - done]
@@ -141,6 +141,14 @@ def _decoded(file: av.container.InputContainer, layout: str, rate: int | None = 
     for frame in chain(file.decode(stream), [None]):
         for out in resampler.resample(frame):
             yield torch.from_numpy(out.to_ndarray())
+
+
+def resampled(voice: Tensor, rate: int, wanted: int) -> Tensor:
+    """A mono voice (samples,) at another rate; what is beyond 1 is cut."""
+    sound = Sound(rate, 1, voice[None].split(rate, 1))
+    frames = sound.resampled(Fraction(len(voice), rate), wanted)
+    blocks = [torch.from_numpy(frame.to_ndarray())[0] for frame in frames]
+    return torch.cat([voice[:0], *blocks])
 
 
 def read_video(path: Path) -> tuple[Tensor, Fraction, Tensor | None, int]:

@@ -1,6 +1,5 @@
 import comfy.model_management as mm
 import torch
-import torchaudio
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -8,6 +7,7 @@ from ..loopy_model.audio import hear
 from ..loopy_model.audio_to_latents import SOURCES, score_of
 from ..loopy_model.conditions import Speech
 from ..loopy_model.config import SAMPLE_RATE, AudioConfig
+from .host import at_16_khz
 from .types import CATEGORY, HostedLoopy, LoopyAudioType, LoopyModelType, MotionLatentsType
 
 
@@ -18,7 +18,7 @@ def mono(audio: dict | None) -> Tensor:
             "the audio is empty; connect a recording with sound (a video without a sound track has none)."
         )
     waveform = audio["waveform"][0].to("cpu", torch.float32).mean(0)
-    return torchaudio.functional.resample(waveform, int(audio["sample_rate"]), SAMPLE_RATE)
+    return at_16_khz(waveform, int(audio["sample_rate"]))
 
 
 class LoopyAudioEncode(io.ComfyNode):

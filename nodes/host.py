@@ -1,6 +1,7 @@
 """Every point where the pack touches ComfyUI's internals: weights, memory, VAE, audio encoder."""
 
 import logging
+import math
 from pathlib import Path
 
 import comfy.latent_formats
@@ -21,6 +22,7 @@ from ..loopy_model.config import SAMPLE_RATE, LoopyConfig
 from ..loopy_model.layers import Attention
 from ..loopy_model.model import Loopy, Part
 from ..loopy_model.speech_encoder import SpeechEncoder
+from ..loopy_model.video import resampled
 from ..loopy_model.weights import load_strictly
 from .types import HostedLoopy
 
@@ -28,6 +30,10 @@ ASSETS = Path(__file__).parents[1] / "assets"
 MODEL_FOLDER = "loopy"
 ADAPTER_FOLDERS = ("loopy_adapters", "loras")  # the pack's own, and where users put theirs
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+LARGEST_KERNEL = (
+    2**20
+)  # values; 44.1 kHz needs 70 thousand, and the largest of the usual rates, 11.025 kHz, 282
 
 STREAMABLE = {
     nn.Linear: "Linear",
@@ -144,6 +150,15 @@ def autoencoder_vae(config: AutoencoderConfig, state: dict[str, Tensor], path: P
     return vae
 
 
+def at_16_khz(voice: Tensor, rate: int) -> Tensor:
+    """A mono voice (samples,) of any rate, in float32. torchaudio's kernel has a value for each sample of either rate
+    until both meet again: of 47187 Hz gigabytes, so that other rates than the usual ones are left to ffmpeg."""
+    common = math.gcd(rate, SAMPLE_RATE)
+    if rate // common * (SAMPLE_RATE // common) > LARGEST_KERNEL:
+        return resampled(voice, rate, SAMPLE_RATE)
+    return torchaudio.functional.resample(voice, rate, SAMPLE_RATE)
+
+
 class HostedSpeechEncoder:
     """The checkpoint's own wav2vec behind the interface of the host's AUDIO_ENCODER."""
 
@@ -159,11 +174,11 @@ class HostedSpeechEncoder:
     def encode_audio(self, audio: Tensor, sample_rate: int) -> dict:
         """(B, channels, samples) -> all hidden states, as the stock encoders return them."""
         mm.load_models_gpu([self.patcher], force_full_load=True)
-        audio = torchaudio.functional.resample(audio, sample_rate, SAMPLE_RATE)
-        hidden = self.model(audio.mean(1).to(self.load_device))  # (B, L, T, D)
+        voices = torch.stack([at_16_khz(voice, sample_rate) for voice in audio.mean(1)])
+        hidden = self.model(voices.to(self.load_device))  # (B, L, T, D)
         layers = tuple(hidden.unbind(1))
         return {
             "encoded_audio": layers[-1],
             "encoded_audio_all_layers": layers,
-            "audio_samples": audio.shape[2],
+            "audio_samples": voices.shape[1],
         }

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loopy_model import video
 from loopy_model.audio import frame_count
-from loopy_model.video import AAC_RATE, read_audio, read_video, read_voice, write_video
+from loopy_model.video import AAC_RATE, read_audio, read_video, read_voice, resampled, write_video
 
 av = pytest.importorskip("av")
 
@@ -284,3 +284,16 @@ def test_a_voice_is_mono_at_the_wanted_rate(tmp_path: Path, rate: int) -> None:
     wanted = tone(1.0, 16_000)[0, 4000:12000] / 2  # the mean of both channels
     lags = [(voice[4000 + lag : 12000 + lag] - wanted).square().mean() for lag in range(-40, 41)]
     assert min(lags) < 0.01 * wanted.square().mean()
+
+
+@pytest.mark.parametrize("rate", [8_000, 15_999, 16_000, 47_187, 192_000])
+def test_a_voice_of_any_rate_is_the_same_at_another(rate: int) -> None:
+    voice = resampled(tone(2.5, rate)[0], rate, 16_000)
+    assert abs(len(voice) - 40_000) <= 1
+    middle = slice(200, 39_800)  # the ends ring
+    assert (voice[middle] - tone(2.5, 16_000)[0, middle]).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("samples", [0, 1, 100])
+def test_hardly_a_voice_is_resampled_too(samples: int) -> None:
+    assert abs(len(resampled(torch.zeros(samples), 47_187, 16_000)) - samples / 3) < 2

@@ -83,7 +83,7 @@ def test_silent_audio(host: Host, client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rate", "channels"), [(8_000, 1), (44_100, 2), (96_000, 2), (192_000, 1), (16_000, 6)]
+    ("rate", "channels"), [(8_000, 1), (44_100, 2), (96_000, 2), (192_000, 1), (47_187, 1), (16_000, 6)]
 )
 def test_audio_of_any_rate(host: Host, client: Client, input_folder: Path, rate: int, channels: int) -> None:
     write_tone(input_folder / f"{rate}-{channels}.wav", 0.6, rate, channels)
