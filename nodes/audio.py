@@ -7,7 +7,7 @@ from ..loopy_model.audio import hear
 from ..loopy_model.audio_to_latents import SOURCES, score_of
 from ..loopy_model.conditions import Speech
 from ..loopy_model.config import SAMPLE_RATE, AudioConfig
-from .host import at_16_khz
+from .host import as_in_training, at_16_khz
 from .types import CATEGORY, HostedLoopy, LoopyAudioType, LoopyModelType, MotionLatentsType
 
 
@@ -53,7 +53,8 @@ class LoopyAudioEncode(io.ComfyNode):
     def execute(cls, loopy_model: HostedLoopy, audio_encoder, audio: dict) -> io.NodeOutput:
         def encode(waveform: Tensor) -> Tensor:
             mm.throw_exception_if_processing_interrupted()
-            output = audio_encoder.encode_audio(waveform[None, None], SAMPLE_RATE)
+            voice = as_in_training(waveform, audio_encoder)
+            output = audio_encoder.encode_audio(voice[None, None], SAMPLE_RATE)
             return torch.cat(output["encoded_audio_all_layers"]).to(mm.intermediate_device())
 
         speech = hear(mono(audio), encode, loopy_model.config.clip.fps)

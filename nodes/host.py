@@ -150,6 +150,14 @@ def autoencoder_vae(config: AutoencoderConfig, state: dict[str, Tensor], path: P
     return vae
 
 
+def as_in_training(voice: Tensor, audio_encoder: object) -> Tensor:
+    """(samples,) with a mean of 0 and a variance of 1 where the encoder is a wav2vec 2.0 of the host's that does not
+    make it so itself, as transformers' processor did when the clips were prepared."""
+    if getattr(getattr(audio_encoder, "model", None), "do_normalize", True):
+        return voice
+    return (voice - voice.mean()) / (voice.var(correction=0) + 1e-7).sqrt()
+
+
 def at_16_khz(voice: Tensor, rate: int) -> Tensor:
     """A mono voice (samples,) of any rate, in float32. torchaudio's kernel has a value for each sample of either rate
     until both meet again: of 47187 Hz gigabytes, so that other rates than the usual ones are left to ffmpeg."""

@@ -3,30 +3,15 @@
 There is no GPU here, so torch's meta device plays the card: what the host decides per layer is real.
 """
 
-import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+from inside import run_inside
 
-from scripts.environment import NEWEST, OLDEST, get_host
-from scripts.host import make_base
+from scripts.environment import NEWEST, OLDEST
 
 LOAD_PARTLY = """
-import asyncio, json, sys
-base, pack = sys.argv[1:]
-sys.argv = ["main.py", "--cpu", "--base-directory", base]
-import comfy.options
-comfy.options.enable_args_parsing()
-import torch, nodes, folder_paths, comfy.model_patcher
-from pathlib import Path
-
-async def load():
-    await nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False)
-    await nodes.load_custom_node(pack)
-
-asyncio.run(load())
+import comfy.model_patcher
 LoadModel, Sampler = nodes.NODE_CLASS_MAPPINGS["LoopyLoadModel"], nodes.NODE_CLASS_MAPPINGS["LoopySampler"]
 with torch.inference_mode():
     hosted, _, vae = LoadModel.execute("loopy-puppet.safetensors", "default").args
@@ -64,12 +49,7 @@ print(json.dumps({"resident": resident, "streaming": streaming, "stuck": stuck, 
 
 @pytest.fixture(scope="module", params=[OLDEST, NEWEST])
 def partly_loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    base = make_base(tmp_path_factory.mktemp("streaming"))
-    [pack] = (base / "custom_nodes").iterdir()
-    command = [sys.executable, "-c", LOAD_PARTLY, str(base), str(pack)]
-    done = subprocess.run(command, cwd=get_host(request.param), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_inside(request.param, LOAD_PARTLY, tmp_path_factory.mktemp("streaming"))
 
 
 def test_part_of_the_model_is_resident_and_the_rest_streams(partly_loaded: dict[str, Any]) -> None:
