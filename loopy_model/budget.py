@@ -18,6 +18,7 @@ class Budget:
     frames: int
     fps: int
     clips: int
+    clip_frames: int  # of each; of the last, some may not be wanted
     steps: int  # of one clip
     working: int  # beside the weights, where the denoising net computes
     reading: int  # the same of the reference net, which reads one picture at a time
@@ -37,10 +38,10 @@ class Budget:
                 "weight_dtype fp16 or bf16 in Load Loopy Model, or a model for smaller pictures."
             )
         if self.latents > host:
-            fit = self.frames * host // self.latents
+            fit = self.clip_frames * max(1, int(self.frames * host // self.latents) // self.clip_frames)
             return (
                 f"the latents of {self.frames} frames need {_size(self.latents)}, and {_size(host)} are free; set "
-                f"frames to {fit} or less, and go on from those with start_frame and past_latents."
+                f"frames to {fit}, and go on from those with start_frame and past_latents."
             )
         return None
 
@@ -52,6 +53,7 @@ def budget(config: LoopyConfig, request: Request) -> Budget:
         frames=frames,
         fps=config.clip.fps,
         clips=-(-frames // config.clip.frames),
+        clip_frames=config.clip.frames,
         steps=request.steps,
         working=working_bytes(
             config, height, width, request.dtype.itemsize, request.segments.most_kept(config.clip.frames)

@@ -42,7 +42,8 @@ class LoopyMotionFrames(io.ComfyNode):
                     "past_latents",
                     optional=True,
                     tooltip="Latents of the frames before this video, from an earlier Loopy Sampler; the new "
-                    "frames continue their movement.",
+                    "frames continue their movement. With start_frame in Loopy Sampler, the voice of the new video "
+                    "begins at start_frame / 25 seconds.",
                 ),
             ],
             outputs=[MotionFramesType.Output(display_name="motion_frames", tooltip="For Loopy Sampler.")],

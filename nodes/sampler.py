@@ -81,7 +81,9 @@ class LoopySampler(io.ComfyNode):
                     min=0,
                     max=1_000_000,
                     advanced=True,
-                    tooltip="First frame of the voice to generate; with past latents, to resume a long video.",
+                    tooltip="First frame of the voice to generate; with past latents, to resume a long video. The latents "
+                    "begin there: give the node that writes the video the voice without its first start_frame / 25 "
+                    "seconds (Trim Audio Duration).",
                 ),
                 io.Int.Input(
                     "frames",

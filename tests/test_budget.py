@@ -12,7 +12,9 @@ from loopy_model.motion import TemporalSegments
 from loopy_model.sampling import Request
 
 GB = 10**9
-NEEDED = Budget(frames=1000, fps=25, clips=84, steps=25, working=3 * GB, reading=GB, latents=2 * GB)
+NEEDED = Budget(
+    frames=1000, fps=25, clips=84, clip_frames=12, steps=25, working=3 * GB, reading=GB, latents=2 * GB
+)
 
 
 @pytest.mark.parametrize("start, frames, made, clips", [(0, None, 100, 9), (24, None, 76, 7), (96, 30, 4, 1)])
@@ -51,7 +53,10 @@ def test_each_refusal_names_the_need_and_the_remedy() -> None:
     card = NEEDED.lacking(2 * GB, 9 * GB)
     assert "3.0 GB" in card and "2.0 GB" in card and "weight_dtype" in card
     host = NEEDED.lacking(9 * GB, GB)
-    assert "set frames to 500 or less" in host and "start_frame" in host
+    assert (
+        "set frames to 492, and go on" in host and "start_frame" in host
+    )  # 41 clips; there is room for 500 frames
+    assert "set frames to 12, and go on" in NEEDED.lacking(9 * GB, 0)
     for sentence in (card, host):
         assert sentence.endswith(".") and ". " not in sentence
 

@@ -40,7 +40,7 @@ def note(patchers, **more):
 
 comfy.model_management.load_models_gpu = note
 Budget = sys.modules[Sampler.__module__].budget.__globals__["Budget"]
-turns = sys.modules[Sampler.__module__].Turns(hosted, Budget(12, 25, 1, 1, working=2000, reading=1000, latents=0))
+turns = sys.modules[Sampler.__module__].Turns(hosted, Budget(12, 25, 1, 12, 1, working=2000, reading=1000, latents=0))
 for part in ("read", "read", "denoise", "denoise", "read"):
     turns(part)
 print(json.dumps({"resident": resident, "streaming": streaming, "stuck": stuck, "loaded": loaded}))
