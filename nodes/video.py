@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain
 
@@ -13,7 +13,7 @@ from ..loopy_model.video import write_video
 from .file_names import free_path
 from .types import CATEGORY
 
-PART = 48  # frames that are decoded at once
+PART = 48  # frames that are decoded and written at once
 
 FPS = io.Float.Input(
     "fps",
@@ -70,7 +70,7 @@ class LoopyVideoCombine(io.ComfyNode):
     def execute(
         cls, images: Tensor, fps: float, filename_prefix: str, audio: dict | None = None
     ) -> io.NodeOutput:
-        return _save(iter([images]), fps, filename_prefix, audio, cls.hidden)
+        return _save(_in_parts(images, lambda part: part), fps, filename_prefix, audio, cls.hidden)
 
 
 class LoopyLatentsToVideo(io.ComfyNode):
@@ -98,14 +98,15 @@ class LoopyLatentsToVideo(io.ComfyNode):
                 f"the latents have {samples.ndim} dimensions instead of one picture each; "
                 "connect the latents of a Loopy Sampler."
             )
-        return _save(_decoded(samples, vae), fps, filename_prefix, audio, cls.hidden)
+        return _save(_in_parts(samples, vae.decode), fps, filename_prefix, audio, cls.hidden)
 
 
-def _decoded(samples: Tensor, vae) -> Iterator[Tensor]:
-    bar = comfy.utils.ProgressBar(len(samples))
-    for part in samples.split(PART):
+def _in_parts(frames: Tensor, images_of: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """Images or latents -> images a few at a time, with progress and cancelling between them."""
+    bar = comfy.utils.ProgressBar(len(frames))
+    for part in frames.split(PART):
         mm.throw_exception_if_processing_interrupted()
-        yield vae.decode(part)
+        yield images_of(part)
         bar.update(len(part))
 
 

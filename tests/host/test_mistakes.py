@@ -164,6 +164,18 @@ def combine(width: int = 64, height: int = 64, frames: int = 5, **values: object
     return {"grey": grey, "combine": node("LoopyVideoCombine", **video)}
 
 
+def test_cancelling_while_images_are_written(host: Host, client: Client) -> None:
+    files = set(host.output.rglob("*"))
+    run = client.queue(combine(width=128, height=128, frames=960))
+    for event in run.follow():
+        if event["type"] == "progress":
+            client.interrupt()
+    assert run.events[-1]["type"] == "execution_interrupted"
+    progress = [data for data in run.data("progress") if data["node"] == "combine"]
+    assert {data["max"] for data in progress} == {960} and progress[-1]["value"] < 960
+    assert set(host.output.rglob("*")) == files
+
+
 def test_pictures_of_odd_size(host: Host, client: Client) -> None:
     video = make(host, client, combine(width=65, height=33))
     assert video.frames == 5 and abs(video.size[0] - 65) <= 1 and abs(video.size[1] - 33) <= 1
