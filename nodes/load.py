@@ -92,10 +92,9 @@ class LoopyLoadModel(io.ComfyNode):
     ) -> str:
         """Of the files alone: all else the host compares itself. A linked input is None here, and the host
         writes what is returned into every file that is saved, so no path of the user's may be in it."""
-        if model_name is None or adapter is None:
-            return ""
-        files = [Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name)), _adapter_path(adapter)]
-        return str([(file.stat().st_mtime_ns, file.stat().st_size) for file in files if file])
+        model = model_name and Path(folder_paths.get_full_path_or_raise(MODEL_FOLDER, model_name))
+        files = [file for file in (model, adapter and _adapter_path(adapter)) if file]
+        return str([(file.stat().st_mtime_ns, file.stat().st_size) for file in files])
 
     @classmethod
     def execute(
