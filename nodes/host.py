@@ -59,7 +59,7 @@ def hosted_loopy(
     """Weights -> a model that the host can load, stream and unload."""
     device = mm.get_torch_device()
     count = sum(tensor.numel() for tensor in state.values())
-    stored = next(iter(state.values())).dtype
+    stored = next((tensor.dtype for tensor in state.values()), None)  # without any, they are refused below
     dtype = DTYPES.get(weight_dtype) or mm.unet_dtype(device, model_params=count, weight_dtype=stored)
     compute = mm.unet_manual_cast(dtype, device) or dtype
     with torch.device("meta"):

@@ -113,9 +113,9 @@ class LoopyLoadModel(io.ComfyNode):
         speech, pictures = header.parts.get("speech_encoder"), header.parts.get("autoencoder")
         preview = pictures and pictures.get("preview")
         model = hosted_loopy(config, weights, weight_dtype, path, preview)
-        encoder = speech and HostedSpeechEncoder(speech, tensors["speech_encoder"], path)
+        encoder = speech and HostedSpeechEncoder(speech, tensors.get("speech_encoder", {}), path)
         vae = pictures and autoencoder_vae(
-            AutoencoderConfig(**pictures["sizes"]), tensors["autoencoder"], path
+            AutoencoderConfig(**pictures["sizes"]), tensors.get("autoencoder", {}), path
         )
         return io.NodeOutput(
             model,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from graphs import change, find, inputs, node, short_start, swap, with_portrait, with_voice
 from media import Video, read_video, write_picture, write_tone
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sentences import assert_clear, complaint
 
 from loopy_model.config import TINY
@@ -53,6 +54,18 @@ def test_download_that_was_cut_short(client: Client, model_folder: Path, bundled
     (model_folder / "half.safetensors").write_bytes(data[: len(data) // 2])
     prompt = change(short_start(seed=10), "LoopyLoadModel", model_name="half.safetensors")
     assert_clear(complaint(client, prompt), "half.safetensors")
+
+
+@pytest.mark.parametrize("part", ["loopy", "speech_encoder", "autoencoder"])
+def test_model_without_the_weights_of_a_part(
+    client: Client, model_folder: Path, bundled_model: Path, part: str
+) -> None:
+    with safe_open(str(bundled_model), framework="pt") as file:
+        metadata = file.metadata()
+    kept = {name: weight for name, weight in load_file(bundled_model).items() if not name.startswith(part)}
+    save_file(kept, model_folder / f"no-{part}.safetensors", metadata)
+    prompt = change(short_start(seed=10), "LoopyLoadModel", model_name=f"no-{part}.safetensors")
+    assert_clear(complaint(client, prompt), f"no-{part}.safetensors does not fit its own header")
 
 
 @pytest.mark.parametrize("content", ["", "<html>Please log in to download this file.</html>"])
