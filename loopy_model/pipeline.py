@@ -53,8 +53,10 @@ class Pipeline:
     ) -> Tensor:
         """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1. The
         choices are those of `request`, in its order."""
-        voice = resample(waveform.mean(0), sample_rate)
-        return torch.cat(list(self.clips(self.request(portrait, voice, *choices, **more))))
+        request = self.request(portrait, resample(waveform.mean(0), sample_rate), *choices, **more)
+        if not len(request.speech):
+            raise ValueError("the voice is shorter than half a video frame (20 ms); use a longer recording.")
+        return torch.cat(list(self.clips(request)))
 
     @torch.inference_mode()
     def request(
@@ -76,6 +78,10 @@ class Pipeline:
         voice's place in audio-to-latents.
         """
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
+        if past is not None and len(past) >= len(speech):
+            raise ValueError(
+                f"past has {len(past)} frames, but the voice only {len(speech)}; give fewer, or a longer voice."
+            )
         return Request(
             portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),
             speech=speech,

@@ -47,6 +47,14 @@ def test_file_is_small_and_says_what_it_is(pipeline: Pipeline) -> None:
     assert "ByteDance released no weights" in pipeline.header.card.limits
 
 
+def test_voices_without_a_frame_to_make_are_refused(pipeline: Pipeline) -> None:
+    portrait = torch.zeros(128, 128, 3)
+    with pytest.raises(ValueError, match="the voice is shorter than half a video frame"):
+        pipeline(portrait, torch.zeros(1, 100), SAMPLE_RATE)
+    with pytest.raises(ValueError, match="past has 25 frames, but the voice only 25; give fewer"):
+        pipeline.request(portrait, torch.zeros(SAMPLE_RATE), past=torch.zeros(25, 128, 128, 3))
+
+
 def test_mouth_follows_a_held_out_voice(pieces: dict[str, dict]) -> None:
     rows = summarise(pieces)["lip_sync"]
     assert rows["generated"]["open"] >= 0.75 and rows["generated"]["width"] >= 0.7
