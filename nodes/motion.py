@@ -28,14 +28,15 @@ class LoopyMotionFrames(io.ComfyNode):
                     min=1,
                     max=32,
                     tooltip="Motion frames per segment (s). stride x segments must be what the model was trained "
-                    "with (20 in the paper and in the bundled model).",
+                    "with (20 in the paper and in the bundled model); what else differs from its training runs, with a "
+                    "warning in the console.",
                 ),
                 io.Int.Input(
                     "ratio",
                     default=2,
                     min=1,
                     max=4,
-                    tooltip="How much longer each segment is than the one after it (r).",
+                    tooltip="How many times longer each segment is than the next nearer one (r).",
                 ),
                 io.Int.Input("segments", default=5, min=1, max=32, tooltip="Number of segments."),
                 io.Latent.Input(

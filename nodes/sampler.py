@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..loopy_model.budget import budget
 from ..loopy_model.conditions import Speech
+from ..loopy_model.config import ClipGeometry, Sampling
 from ..loopy_model.guidance import Guidance
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
@@ -199,12 +200,19 @@ def _check(
     start: int,
     motion_latents: Tensor | None,
 ) -> None:
-    """One sentence for each thing that does not fit together."""
+    """One sentence for each thing that does not fit together; a warning where the net was trained otherwise."""
     clip, unet, given = hosted.config.clip, hosted.config.unet, settings.segments.clip
     if given.motion_frames != clip.motion_frames:
         raise ValueError(
             f"stride {given.stride} x segments {given.segments} makes {given.motion_frames} motion frames, "
             f"{hosted.file} was trained with {clip.motion_frames}; set stride x segments to that."
+        )
+    if (given.motion_ages, settings.segments.sampling) != (clip.motion_ages, clip.sampling):
+        logging.warning(
+            "Loopy Sampler: motion frames are %s, %s was trained with %s; what it makes of them is uncertain.",
+            _described(given, settings.segments.sampling),
+            hosted.file,
+            _described(clip, clip.sampling),
         )
     if start >= len(speech):
         raise ValueError(
@@ -227,6 +235,10 @@ def _check(
             "motion_latents were made from another voice or with another model; "
             "connect the same loopy_audio and loopy_model to Loopy Audio-to-Latents."
         )
+
+
+def _described(clip: ClipGeometry, sampling: Sampling) -> str:
+    return f"{sampling} of stride {clip.stride}, ratio {clip.ratio}, segments {clip.segments}"
 
 
 def _size(shape: Sequence[int]) -> str:

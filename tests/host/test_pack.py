@@ -354,6 +354,24 @@ def test_every_way_to_pick_motion_frames_runs(client: Client, sampling: str) -> 
     assert client.run(change(prompt, "LoopyMotionFrames", sampling=sampling))
 
 
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"ratio": 1}, "uniform of stride 4, ratio 1"),
+        ({"sampling": "mean"}, "mean of stride 4, ratio 2"),
+        ({}, ""),
+    ],
+)
+def test_motion_frames_of_another_kind_than_trained_are_warned_of(
+    host: Host, client: Client, values: dict, said: str
+) -> None:
+    before = len(host.log_lines())
+    client.run(change(short_start(seed=11 + len(said), steps=1), "LoopyMotionFrames", **values))
+    warnings = [line for line in host.log_lines()[before:] if "motion frames are" in line]
+    assert len(warnings) == bool(said)
+    assert all(said in line and "was trained with uniform of stride 4, ratio 2" in line for line in warnings)
+
+
 def test_video_can_be_continued(client: Client) -> None:
     """The latents of one sampler are the past of the next, which starts where it ended."""
     prompt = short_start(seed=7)
