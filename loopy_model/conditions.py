@@ -43,10 +43,11 @@ class Speech:
         return len(self.features)
 
     def windows(self, start: int, frames: int, context: int, layers: int) -> Tensor:
-        """(1, F, W, layers, D): each frame with `context` neighbours on both sides, clamped at the ends."""
-        offsets = torch.arange(-context, context + 1)
-        index = torch.arange(start, start + frames)[:, None] + offsets
-        return self.features[index.clamp(0, len(self) - 1), -layers:][None]
+        """(1, F, W, layers, D): each frame with `context` neighbours on both sides, clamped at the ends. Frames
+        behind the end hear what the last one does."""
+        offsets, last = torch.arange(-context, context + 1), len(self) - 1
+        index = torch.arange(start, start + frames).clamp(max=last)[:, None] + offsets
+        return self.features[index.clamp(0, last), -layers:][None]
 
 
 class PastTokens(NamedTuple):

@@ -23,9 +23,9 @@ def test_windows_are_clamped_at_both_ends() -> None:
     assert windows.tolist() == [[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 3, 3]]
 
 
-def test_the_padded_frames_of_the_last_clip_hear_the_end() -> None:
+def test_the_padded_frames_of_the_last_clip_hear_what_the_last_one_does() -> None:
     windows = counting(5).windows(4, frames=4, context=1, layers=1)[0, :, :, 0, 0].round()
-    assert windows.tolist() == [[3, 4, 4], [4, 4, 4], [4, 4, 4], [4, 4, 4]]
+    assert windows.tolist() == [[3, 4, 4]] * 4
 
 
 def test_the_last_layers_are_taken() -> None:
