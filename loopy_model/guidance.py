@@ -110,8 +110,8 @@ class Predictor:
         self.added: Tensor | None = None  # by guidance to the first branch, when it was last worked out
         self.uses = 0  # of `added` that are left
         self.step = 0
-        # By number and rows of the pass: the step in which they were made, and the deep features.
-        self.deep: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        # By number of the pass: the step in which they were made, and the deep features (rows F, C, h, w).
+        self.deep: dict[int, tuple[int, Tensor]] = {}
 
     def __call__(self, x: Tensor, timestep: int, progress: float) -> Tensor:
         """`x` (1, F, C, h, w) -> the same shape; `progress` is the share of the steps that are done."""
@@ -138,12 +138,14 @@ class Predictor:
         return found
 
     def _prediction(self, number: int, rows: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """Of one pass; its deep features serve as many steps as they may."""
+        """Of one pass; its deep features serve as many steps as they may, those of a batch also its first branch
+        alone."""
         if self.sparing.deep_every == 1:
             return self.model.denoise(rows, t, conditions)
-        made, deep = self.deep.get((number, len(rows)), (self.step, None))
-        if self.step - made >= self.sparing.deep_every:
-            made, deep = self.step, None
-        prediction, deep = self.model.denoise_anew(rows, t, conditions, deep)
-        self.deep[number, len(rows)] = made, deep
+        made, deep = self.deep.get(number, (self.step, rows[:0]))
+        pictures = rows.shape[0] * rows.shape[1]
+        if len(deep) >= pictures and self.step - made < self.sparing.deep_every:
+            return self.model.denoise_anew(rows, t, conditions, deep[:pictures])[0]
+        prediction, deep = self.model.denoise_anew(rows, t, conditions, None)
+        self.deep[number] = self.step, deep
         return prediction

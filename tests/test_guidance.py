@@ -255,6 +255,28 @@ def test_between_refreshes_every_branch_keeps_its_own_deep_features(
         assert torch.allclose(predict(noisy, T, 0.5), 5 * (a - b) + 3 * (b - c) + c, atol=1e-4)
 
 
+@APART_OR_TOGETHER
+def test_deep_features_serve_the_first_branch_between_the_steps_of_guidance(
+    tiny: Loopy, x: Tensor, conditions: Conditions, monkeypatch: pytest.MonkeyPatch, together: bool
+) -> None:
+    anew: list[bool] = []
+    denoise = tiny.denoise_anew
+
+    def watched(rows: Tensor, t: Tensor, branch: Conditions, deep: Tensor | None) -> tuple[Tensor, Tensor]:
+        anew.append(deep is None)
+        return denoise(rows, t, branch, deep)
+
+    predict = Predictor(tiny, conditions, Guidance(5.0, 3.0), together, Sparing(every=2, deep_every=2))
+    other, t = x.roll(1, -1), torch.tensor([T])
+    deep = denoise(x, t, conditions, None)[1]
+    expected = denoise(other, t, conditions, deep)[0] - denoise(x, t, conditions, None)[0]
+    monkeypatch.setattr(tiny, "denoise_anew", watched)
+    assert torch.allclose(-predict(x, T, 0) + predict(other, T, 0), expected, atol=1e-4)
+    assert anew == ([True, False] if together else [True, True, True, False])
+    predict(x, T, 0)
+    assert anew[-1]
+
+
 def test_deep_features_of_a_step_without_guidance_serve_the_branch_alone(
     tiny: Loopy, x: Tensor, conditions: Conditions
 ) -> None:
