@@ -26,8 +26,9 @@ class Budget:
 
     def __str__(self) -> str:
         return (
-            f"{self.frames} frames, {self.frames / self.fps:.1f} s: {self.clips} clips of {self.steps} steps; "
-            f"memory: {_size(self.working)} beside the weights, {_size(self.latents)} for the latents."
+            f"{self.frames} frames, {self.frames / self.fps:.1f} s: {self.clips} clips of {self.clip_frames} frames, "
+            f"{self.steps} steps each; memory: {_size(self.working)} beside the weights, "
+            f"{_size(self.latents)} for the latents."
         )
 
     def lacking(self, working: float, host: float) -> str | None:

@@ -192,6 +192,8 @@ HERE = {"generate": generate, "import": import_donor, "merge": merge}
 
 def main() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
+    if command in ("-h", "--help"):
+        return print(__doc__)
     if command in HERE:
         return HERE[command](rest)
     if command not in ("prepare", "train", "evaluate", "puppet"):

@@ -40,7 +40,10 @@ class LoopyAudioEncode(io.ComfyNode):
                     tooltip="From Load Loopy Model, or Load Audio Encoder with the "
                     "wav2vec that the model was trained with.",
                 ),
-                io.Audio.Input("audio", tooltip="The voice. The video gets round(duration x 25) frames."),
+                io.Audio.Input(
+                    "audio",
+                    tooltip="The voice; of a batch, the first. The video gets round(duration x 25) frames.",
+                ),
             ],
             outputs=[
                 LoopyAudioType.Output(
@@ -111,9 +114,9 @@ class LoopyAudioToLatents(io.ComfyNode):
                     min=0.0,
                     max=1.5,
                     step=0.05,
-                    tooltip="Amount of head movement or expression: 0 calm, 1 lively as the liveliest training "
-                    "clips. Not used when the source is audio. A higher audio_ratio in Loopy Sampler follows it more "
-                    "strictly.",
+                    tooltip="Amount of head movement or expression: 0 calm, 1 lively; in the bundled model as the calmest "
+                    "and the liveliest of its training clips, in others between two fixed amounts. Not used when the "
+                    "source is audio. A higher audio_ratio in Loopy Sampler follows it more strictly.",
                 ),
             ],
             outputs=[

@@ -37,8 +37,8 @@ class LoopySampler(io.ComfyNode):
             node_id="LoopySampler",
             display_name="Loopy Sampler",
             category=CATEGORY,
-            description="Generates the talking portrait, clip after clip of 12 frames at 25 fps, with DDIM and separate "
-            "guidance for voice and portrait. The latents go to VAE Decode.",
+            description="Generates the talking portrait at 25 fps, clip after clip (of 12 frames in the bundled model), "
+            "with DDIM and separate guidance for voice and portrait. The latents go to VAE Decode.",
             search_aliases=["talking head", "lip sync", "audio driven", "portrait animation"],
             inputs=[
                 LoopyModelType.Input("loopy_model", tooltip="From Load Loopy Model."),

@@ -32,8 +32,9 @@ PREFIX = io.String.Input(
 VOICE = io.Audio.Input(
     "audio",
     optional=True,
-    tooltip="The voice, from the first image on; cut where the images end. Of a part that was made from start_frame on, "
-    "the voice without its first start_frame / 25 seconds (Trim Audio Duration). Without it the video is silent.",
+    tooltip="The voice, from the first image on; of a batch, the first. Cut where the images end. Of a part that was "
+    "made from start_frame on, the voice without its first start_frame / 25 seconds (Trim Audio Duration). Without it "
+    "the video is silent.",
 )
 
 

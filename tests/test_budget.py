@@ -63,5 +63,6 @@ def test_each_refusal_names_the_need_and_the_remedy() -> None:
 
 def test_the_summary_says_frames_seconds_and_memory() -> None:
     assert str(NEEDED) == (
-        "1000 frames, 40.0 s: 84 clips of 25 steps; memory: 3.0 GB beside the weights, 2.0 GB for the latents."
+        "1000 frames, 40.0 s: 84 clips of 12 frames, 25 steps each; "
+        "memory: 3.0 GB beside the weights, 2.0 GB for the latents."
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from loopy_model.cli import generate
+from loopy_model.cli import generate, main
 from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.video import write_video
 
@@ -29,6 +29,18 @@ def files(tmp_path: Path) -> Path:
     (tmp_path / "text.txt").write_text("no sound and no picture")
     write_video(tmp_path / "silent.mp4", torch.zeros(2, 16, 16, 3), Fraction(25))
     return tmp_path
+
+
+@pytest.mark.parametrize("asked", [[], ["-h"], ["--help"]])
+def test_help_is_no_error(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["loopy", *asked])
+    main()
+    assert "loopy generate | import | merge" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["loopy", "paint"])
+    with pytest.raises(SystemExit, match="loopy generate"):
+        main()
 
 
 @pytest.mark.parametrize(
