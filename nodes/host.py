@@ -31,9 +31,8 @@ MODEL_FOLDER = "loopy"
 ADAPTER_FOLDERS = ("loopy_adapters", "loras")  # the pack's own, and where users put theirs
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-LARGEST_KERNEL = (
-    2**20
-)  # values; 44.1 kHz needs 70 thousand, and the largest of the usual rates, 11.025 kHz, 282
+# Values of torchaudio's: 44.1 kHz needs 70 thousand, 11.025 kHz, the most of the usual rates, 282 thousand.
+LARGEST_KERNEL = 2**20
 
 STREAMABLE = {
     nn.Linear: "Linear",
