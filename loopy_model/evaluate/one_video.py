@@ -59,17 +59,17 @@ class Tools:
     def find(self, network: Network) -> Path:
         return network.find(self.settings.networks)
 
-    def find_both(self, first: Network, second: Network) -> tuple[Path, Path]:
-        """All that is missing in one sentence."""
-        try:
-            found = self.find(first)
-        except NotMeasured as error:
+    def find_all(self, *wanted: Network) -> list[Path]:
+        """Names everything that is missing at once."""
+        found, missing = [], []
+        for network in wanted:
             try:
-                self.find(second)
-            except NotMeasured as other:
-                raise NotMeasured(f"{error} {str(other).replace('it needs', 'And it needs', 1)}") from error
-            raise
-        return found, self.find(second)
+                found.append(self.find(network))
+            except NotMeasured as error:
+                missing.append(str(error))
+        if missing:
+            raise NotMeasured(" And ".join(missing))
+        return found
 
     def load(self, path: Path, how: Callable[[Path, str], Callable]) -> Callable:
         if path not in self._loaded:
@@ -202,7 +202,7 @@ class Video:
         return self.cache.array(metric.lower(), self._key([file_digest(path)]), make)
 
     def _expressions(self) -> np.ndarray:
-        path, standard = self.tools.find_both(networks.DEEP3D, networks.STANDARD_FACE)
+        path, standard = self.tools.find_all(networks.DEEP3D, networks.STANDARD_FACE)
 
         def make() -> np.ndarray:
             faces = aligned_faces(self.recording.frames, self.points, read_standard_face(standard))

@@ -140,10 +140,10 @@ def _copied(folder: Path, kind: str, name: str, path: Path) -> str:
     plays = path.suffix.lower() in PLAYED and _codec(path).startswith(PLAYED_CODECS)
     place = Path("videos") / kind / Path(name).with_suffix(path.suffix if plays else ".mp4")
     copy = folder / place
-    if not plays:
-        write_whole(copy, lambda partial: _rewrite(path, partial))
-    elif not copy.is_file() or digest_of(copy) != digest_of(path):
+    if plays and not (copy.is_file() and digest_of(copy) == digest_of(path)):
         write_whole(copy, lambda partial: shutil.copyfile(path, partial))
+    if not plays and not (copy.is_file() and copy.stat().st_mtime > path.stat().st_mtime):
+        write_whole(copy, lambda partial: _rewrite(path, partial))
     return place.as_posix()
 
 

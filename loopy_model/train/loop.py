@@ -25,7 +25,7 @@ from .lora import add_low_rank, store_frozen_layers
 from .objective import Batch, Draws, Objective
 from .record import Record, mean_per_condition, validation_conditions, with_condition
 from .report import write_report
-from .stages import Recipe, Stage
+from .stages import Recipe, Stage, learning_rate_factor
 from .state import Average, fingerprint, read_state, restore, snapshot, write_state
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -360,16 +360,6 @@ class Trainer:
 
         mesh = init_device_mesh(self.device.type, (self.accelerator.num_processes,))
         return fully_shard(objective, mesh=mesh, reshard_after_forward=False)
-
-
-def learning_rate_factor(stage: Stage, step: int) -> float:
-    """Linear warm-up, constant, then half a cosine down to `final`."""
-    progress = step / stage.steps
-    rise = min(1.0, (step + 1) / stage.warmup)
-    if progress <= stage.constant:
-        return rise
-    fall = (progress - stage.constant) / (1 - stage.constant)
-    return rise * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
 def _good(read: tuple[Batch, Draws] | BadClip) -> tuple[Batch, Draws]:

@@ -1,6 +1,7 @@
 """What to train and how, as data: the paper's two stages (3.4), the puppet's four, fine-tuning, distillation."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -48,6 +49,16 @@ class Stage:
                 raise ValueError(
                     f"stage {self.name}: {name} is {getattr(self, name)}; it must be at least 1."
                 )
+
+
+def learning_rate_factor(stage: Stage, step: int) -> float:
+    """Linear warm-up, constant, then half a cosine down to `final`."""
+    progress = step / stage.steps
+    rise = min(1.0, (step + 1) / stage.warmup)
+    if progress <= stage.constant:
+        return rise
+    fall = (progress - stage.constant) / (1 - stage.constant)
+    return rise * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
 @dataclass(frozen=True)

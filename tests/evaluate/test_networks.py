@@ -224,7 +224,7 @@ def test_a_network_that_breaks_its_contract_is_named(module: nn.Module, words: s
 def test_both_missing_files_of_e_fid_are_named_at_once(tmp_path: Path) -> None:
     tools = Tools(Settings(tmp_path, "points", "cpu"))
     with pytest.raises(NotMeasured, match=r"expression\.pt.*And it needs similarity_Lm3D_all\.mat"):
-        tools.find_both(networks.DEEP3D, networks.STANDARD_FACE)
+        tools.find_all(networks.DEEP3D, networks.STANDARD_FACE)
     (tmp_path / "expression.pt").touch()
     with pytest.raises(NotMeasured, match="^it needs similarity_Lm3D_all"):
-        tools.find_both(networks.DEEP3D, networks.STANDARD_FACE)
+        tools.find_all(networks.DEEP3D, networks.STANDARD_FACE)

@@ -14,11 +14,11 @@ from torch import nn
 from loopy_model.config import LOOPY
 from loopy_model.model import Loopy
 from loopy_model.train.data import PreparedClips
-from loopy_model.train.loop import Trainer, learning_rate_factor
+from loopy_model.train.loop import Trainer
 from loopy_model.train.lora import is_spatial
 from loopy_model.train.objective import Draws
 from loopy_model.train.record import mean_per_condition, validation_conditions, with_condition
-from loopy_model.train.stages import RECIPES, STAGE_ONE, Stage
+from loopy_model.train.stages import RECIPES, STAGE_ONE, Stage, learning_rate_factor
 from loopy_model.train.state import Average, read_state, restore, snapshot, write_state
 
 Clips = tuple[PreparedClips, PreparedClips]
