@@ -78,10 +78,8 @@ class Pipeline:
         voice's place in audio-to-latents.
         """
         speech = hear(voice, lambda part: self.speech_encoder(part[None])[0], self.config.clip.fps)
-        if past is not None and len(past) >= len(speech):
-            raise ValueError(
-                f"past has {len(past)} frames, but the voice only {len(speech)}; give fewer, or a longer voice."
-            )
+        if past is not None:
+            self._refuse_past(past, len(speech))
         return Request(
             portrait=self.encode(square_portrait(portrait, self.config.image_size)[None]),
             speech=speech,
@@ -94,6 +92,17 @@ class Pipeline:
             past=None if past is None else self.encode(past),
             motion_latents=level and self._motion_latents(*level, len(speech)),
         )
+
+    def _refuse_past(self, past: Tensor, frames: int) -> None:
+        size = self.config.image_size
+        if past.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"past is {tuple(past.shape)}; this model needs frames of {size}x{size}: (P, {size}, {size}, 3)."
+            )
+        if len(past) >= frames:
+            raise ValueError(
+                f"past has {len(past)} frames, but the voice only {frames}; give fewer, or a longer voice."
+            )
 
     @torch.inference_mode()
     def clips(

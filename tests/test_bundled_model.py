@@ -53,6 +53,8 @@ def test_voices_without_a_frame_to_make_are_refused(pipeline: Pipeline) -> None:
         pipeline(portrait, torch.zeros(1, 100), SAMPLE_RATE)
     with pytest.raises(ValueError, match="past has 25 frames, but the voice only 25; give fewer"):
         pipeline.request(portrait, torch.zeros(SAMPLE_RATE), past=torch.zeros(25, 128, 128, 3))
+    with pytest.raises(ValueError, match=r"past is \(5, 64, 64, 3\); this model needs frames of 128x128"):
+        pipeline.request(portrait, torch.zeros(SAMPLE_RATE), past=torch.zeros(5, 64, 64, 3))
 
 
 def test_mouth_follows_a_held_out_voice(pieces: dict[str, dict]) -> None:
