@@ -62,3 +62,10 @@ class Cache:
             made = np.ascontiguousarray(make())
             write_whole(path, lambda partial: save_tensors(partial, {"array": torch.from_numpy(made)}))
             return made
+
+    def file(self, name: str, key: str, write: Callable[[Path], None]) -> Path:
+        """Something that is not looked into, e.g. `3f..a2.played.mp4`."""
+        path = self.folder / f"{key}.{name}"
+        if not path.is_file():
+            write_whole(path, write)
+        return path

@@ -3,8 +3,10 @@
 F frames at 25 fps, H x W pixels. Landmarks (F, 68, 2) are in pixels, (0, 0) is the picture's corner.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +36,10 @@ class Recording:
     frames: np.ndarray  # (F, H, W, 3) uint8 RGB
     voice: np.ndarray | None  # (F * 640,) int16 at 16 kHz
 
-    def first(self, count: int) -> "Recording":
-        voice = None if self.voice is None else self.voice[: count * len(self.voice) // len(self.frames)]
-        return Recording(self.frames[:count], voice)
 
-
-def read(path: Path) -> Recording:
-    """Raises ValueError that names the file: unreadable, or not 25 frames per second."""
-    voice = Voice()
+@contextmanager
+def opened(path: Path) -> Iterator[RawVideo]:
+    """Raises ValueError that names the file: unreadable, or not 25 frames per second by its header."""
     try:
         with RawVideo(path) as video:
             rate = float(video.picture.average_rate or 0)
@@ -50,25 +48,67 @@ def read(path: Path) -> Recording:
                     f"{path} has {rate:.6g} frames per second; every metric here is of {FPS}: convert it, and its "
                     f"pair, with `ffmpeg -i {path.name} -r {FPS} OUTPUT.mp4`."
                 )
-            frames = [upright(frame, video.size) for _, frame in video.play(voice)]
-            if not frames:
-                raise Unreadable("it has no picture that can be decoded.")
-            return Recording(np.stack(frames), voice.waveform(video.origin, len(frames)))
+            yield video
     except Unreadable as error:
         raise ValueError(f"cannot read {path}: {error} Leave it out or write it again.") from error
 
 
+def shape_of(path: Path) -> tuple[int, int, int]:
+    """Frames, height, width, keeping no picture. Raises as `opened`."""
+    with opened(path) as video:
+        pictures = video.play()
+        first = next(pictures, None)
+        if first is None:
+            raise Unreadable("it has no picture that can be decoded.")
+        height, width = upright(first[1], video.size).shape[:2]
+        return 1 + sum(1 for _ in pictures), height, width
+
+
+def read(path: Path, count: int | None = None) -> Recording:
+    """Its first `count` frames, all for None. Raises as `opened`."""
+    voice = Voice()
+    with opened(path) as video:
+        frames = _decoded(video, voice, count)
+        if not frames:
+            raise Unreadable("it has no picture that can be decoded.")
+        waveform = voice.waveform(video.origin, len(frames))
+        return Recording(stacked(frames), waveform)
+
+
+def _decoded(video: RawVideo, voice: Voice, count: int | None) -> list[np.ndarray]:
+    """After the last picture it goes on until the sound of it was heard, which files may store later."""
+    frames = []
+    for index, frame in video.play(voice):
+        if count is None or index < count:
+            frames.append(upright(frame, video.size))
+        elif video.sound is None or voice.end > video.origin + Fraction(count + 1, FPS):
+            break  # a frame later: the resampler rounds off the end of what it heard
+    return frames
+
+
+def stacked(frames: list[np.ndarray]) -> np.ndarray:
+    """As np.stack, but the list is emptied meanwhile: both together are twice the video."""
+    whole = np.empty((len(frames), *frames[0].shape), frames[0].dtype)
+    for index in reversed(range(len(frames))):
+        whole[index] = frames.pop()
+    return whole
+
+
 def landmarks(frames: np.ndarray, detector: LandmarkDetector) -> np.ndarray:
-    """(F, 68, 2) float32 of the largest face; short gaps are interpolated. Raises NotMeasured."""
+    """(F, 68, 2) float32 of the largest face; short gaps are interpolated, long ones are NaN. Raises NotMeasured."""
     points = np.full((len(frames), 68, 2), np.nan, np.float32)
     for index, picture in enumerate(frames):
         found = _found(detector, picture, index)
         if found:
             points[index] = found[0].points
-    points = fill_gaps(points, LONGEST_GAP)
+    return fill_gaps(points, LONGEST_GAP)
+
+
+def of_all_frames(points: np.ndarray) -> np.ndarray:
+    """Landmarks without NaN. Raises NotMeasured."""
     missing = int(np.isnan(points).any((1, 2)).sum())
     if missing:
-        raise NotMeasured(f"{missing} of {len(frames)} frames show no face that the landmark detector sees.")
+        raise NotMeasured(f"{missing} of {len(points)} frames show no face that the landmark detector sees.")
     return points
 
 

@@ -100,17 +100,25 @@ def _row(metric: Metric, compared: list[Compared], sets: dict[str, SetScore], ha
         found = {"generated": _mean(metric.name, (pair.generated for pair in compared))}
         if has_real and not metric.needs_real:
             found["real"] = _mean(metric.name, (pair.real for pair in compared))
-    return row | empty | found | _why(found, [pair.generated.reasons.get(metric.name) for pair in compared])
+    return row | empty | found | _why(found, _reasons(metric.name, compared))
+
+
+def _reasons(name: str, compared: list[Compared]) -> list[str | None]:
+    """Of the generated videos, then of the real ones those that are new."""
+    generated = [pair.generated.reasons.get(name) for pair in compared]
+    real = [pair.real.reasons.get(name) for pair in compared if pair.real]
+    return generated + [f"of a real video: {why}" for why in real if why and why not in generated]
 
 
 def _why(found: dict, reasons: list[str | None]) -> dict[str, str]:
     """A metric has no value, or not of all videos."""
-    value = found.get("generated")
-    if value is None:
+    if found.get("generated") is None:
         of_all = found.get("not_measured")
         parts = (of_all, first_reason(reasons) if any(reasons) or not of_all else "")
         return {"not_measured": " ".join(filter(None, parts))}
-    return {"left_out": first_reason(reasons)} if value["videos"] < value["of"] else {}
+    values = [found[kind] for kind in ("generated", "real") if kind in found]
+    of_all = all(value and value["videos"] == value["of"] for value in values)
+    return {} if of_all else {"left_out": first_reason(reasons)}
 
 
 def _mean(name: str, scores: Iterable[Scores]) -> dict[str, float] | None:

@@ -15,10 +15,22 @@ from ..prepare.landmarks import LandmarkDetector, detector_for
 from ..prepare.raw import FPS, POINTS_SUFFIX
 from . import networks
 from .cache import Cache, file_digest, key_of
-from .measures import Movement, Recording, aligned_faces, landmarks, movement, read, smoothness, sync
+from .measures import (
+    Movement,
+    Recording,
+    aligned_faces,
+    landmarks,
+    movement,
+    of_all_frames,
+    read,
+    shape_of,
+    smoothness,
+    sync,
+)
 from .metrics import Scores
 from .networks import Network, NotMeasured
 
+DETECTORS = ("facemesh", "dwpose", "points")  # or dwpose:DET.onnx,POSE.onnx
 DWPOSE_FILES = ("yolox_l.onnx", "dw-ll_ucoco_384.onnx")
 SAMPLED = {  # what a set metric's network sees of a video
     "FID": (networks.INCEPTION, networks.pictures),
@@ -30,8 +42,22 @@ SAMPLED = {  # what a set metric's network sees of a video
 @dataclass(frozen=True)
 class Settings:
     networks: Path | None
-    landmarks: str  # facemesh, dwpose, points, or dwpose:DET.onnx,POSE.onnx
+    landmarks: str  # one of DETECTORS, or dwpose:DET.onnx,POSE.onnx
     device: str
+
+    def check(self) -> None:
+        """Raises ValueError for what no video could be measured with."""
+        kind, _, files = self.landmarks.partition(":")
+        if self.landmarks not in DETECTORS and not (kind == "dwpose" and files.count(",") == 1):
+            raise ValueError(
+                f"--landmarks {self.landmarks} is not known; use {', '.join(DETECTORS)} or dwpose:DET.onnx,POSE.onnx."
+            )
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # the second without any CUDA
+            raise ValueError(
+                f"PyTorch has no device {self.device!r} here; use --device cpu, or leave --device out."
+            ) from error
 
     @property
     def detector(self) -> str:
@@ -89,19 +115,17 @@ class Video:
 
     @cached_property
     def recording(self) -> Recording:
-        whole = read(self.path)
-        return whole if self.count is None else whole.first(self.count)
+        return read(self.path, self.count)
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
-        """Frames, height, width."""
-        return tuple(self.kept("shape", lambda: list(self.recording.frames.shape[:3])))
+        """Frames, height, width; known before the pictures are kept, since a pair may need only some of them."""
+        return tuple(self.kept("shape", lambda: list(shape_of(self.path))))
 
     def cut(self, count: int) -> "Video":
         """Itself, with its first `count` frames."""
         video = Video(self.path, self.tools, self.cache, count)
-        if "recording" in self.__dict__:
-            video.recording = self.recording.first(count)
+        video.shape = count, *self.shape[1:]
         return video
 
     def _key(self, ingredients: list) -> str:
@@ -134,10 +158,11 @@ class Video:
         """Or why there are none."""
 
         def make() -> np.ndarray:
-            return landmarks(self.recording.frames, self.tools.detector(self.path))
+            detector = self.tools.detector(self.path)  # without one, no video need be read
+            return landmarks(self.recording.frames, detector)
 
-        try:
-            return self.cache.array("points", self._key(self._eyes), make)
+        try:  # frames without a face are kept too, but not what the detector misses: that may be installed
+            return of_all_frames(self.cache.array("points", self._key(self._eyes), make))
         except NotMeasured as error:
             return str(error)
 
@@ -174,7 +199,8 @@ class Video:
         path = self.tools.find(networks.SYNCNET)
 
         def make() -> list[float]:
-            return list(sync(self.recording, self.points, self.tools.load(path, _sync_scorer)))
+            points = self.points  # without them, no video need be read
+            return list(sync(self.recording, points, self.tools.load(path, _sync_scorer)))
 
         confidence, distance = self._values("sync", [file_digest(path), *self._eyes], make)
         return {"Sync-C": confidence, "Sync-D": distance}
@@ -205,7 +231,8 @@ class Video:
         path, standard = self.tools.find_all(networks.DEEP3D, networks.STANDARD_FACE)
 
         def make() -> np.ndarray:
-            faces = aligned_faces(self.recording.frames, self.points, read_standard_face(standard))
+            points = self.points  # as in `synced`
+            faces = aligned_faces(self.recording.frames, points, read_standard_face(standard))
             return networks.expression(
                 networks.collect(self.tools.load(path, networks.features_of), networks.faces(faces))
             )

@@ -1,8 +1,8 @@
 """A report as one HTML file: text, tables, curves, strips of frames and videos that play.
 
 Every function gives a piece of HTML with its text escaped; `write_page` puts the pieces under a title.
-Curves and pictures are inside the file. Videos are either inside it (`video_uri`) or beside it, under paths
-relative to it, so that its folder can be moved.
+Curves and pictures are inside the file. Videos are beside it, under paths relative to it, so that its folder
+can be moved.
 """
 
 import io
@@ -50,10 +50,6 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def bullets(lines: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str | float]], caption: str = "") -> str:
     """Text stands left; numbers stand right and are rounded to four digits, NaN is a dash."""
     top = "".join(f"<th>{escape(name)}</th>" for name in head)
@@ -85,13 +81,8 @@ def figure(drawn: "Figure", caption: str = "") -> str:
     return _image("image/svg+xml", file.getvalue(), caption, "curves")
 
 
-def strip(frames: np.ndarray | Tensor, caption: str = "", height: int = 128) -> str:
-    """Frames (F, H, W, 3), uint8 or 0..1, side by side in one picture, `height` pixels high at most."""
-    return picture(strip_jpeg(frames, height), caption)
-
-
 def strip_jpeg(frames: np.ndarray | Tensor, height: int = 128) -> bytes:
-    """The picture of `strip` as a JPEG file."""
+    """Frames (F, H, W, 3), uint8 or 0..1, side by side in one JPEG file, `height` pixels high at most."""
     import PIL.Image
 
     pictures = [_thumbnail(PIL.Image.fromarray(frame), height) for frame in as_bytes(frames)]
@@ -123,7 +114,8 @@ def picture(jpeg: bytes, caption: str = "") -> str:
 
 
 def _image(kind: str, content: bytes, caption: str, style: str) -> str:
-    return _captioned(f'<img class="{style}" alt="{escape(caption)}" src="{_uri(kind, content)}">', caption)
+    source = f"data:{kind};base64,{b64encode(content).decode()}"
+    return _captioned(f'<img class="{style}" alt="{escape(caption)}" src="{source}">', caption)
 
 
 def _captioned(content: str, caption: str) -> str:
@@ -131,29 +123,13 @@ def _captioned(content: str, caption: str) -> str:
     return f"<figure>{content}{words}</figure>"
 
 
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(content).decode()}"
-
-
 def videos(shown: Iterable[tuple[str, str]]) -> str:
-    """(caption, source) side by side. The source is a path relative to the page, with forward slashes,
-    or a `video_uri`."""
+    """(caption, path) side by side. The path is relative to the page, with forward slashes."""
     players = (
-        _captioned(
-            f'<video controls playsinline preload="metadata" src="{_source(source)}"></video>', caption
-        )
-        for caption, source in shown
+        _captioned(f'<video controls playsinline preload="metadata" src="{quote(path)}"></video>', caption)
+        for caption, path in shown
     )
     return f'<div class="videos">{"".join(players)}</div>'
-
-
-def _source(source: str) -> str:
-    return source if source.startswith("data:") else quote(source)
-
-
-def video_uri(path: Path) -> str:
-    """A whole video as text, for small ones."""
-    return _uri("video/webm" if path.suffix.lower() == ".webm" else "video/mp4", path.read_bytes())
 
 
 def write_page(path: Path, title: str, pieces: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ run measures only what is new.
 
 import argparse
 import json
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from ..prepare.raw import raw_videos
 from ..prepare.records import CannotWrite, write_json
 from .cache import Cache
 from .frechet import frechet_distance
+from .measures import opened
 from .metrics import OF_SETS, Compared, Scores, SetScore, in_words, table
 from .networks import NotMeasured
 from .one_video import Settings, Tools, Video, differences, scores, tried
@@ -116,10 +118,8 @@ class Evaluation:
 
 def pairs_of(generated: Path, real: Path | None, report: Path) -> tuple[list[Pair], list[str]]:
     """-> pairs by relative name without suffix, and notes on what has no partner. Raises ValueError."""
-    if any(folder.resolve().is_relative_to(report.resolve()) for folder in (generated, real) if folder):
-        raise ValueError(
-            f"--report {report} holds the videos themselves; give a folder for the results alone."
-        )
+    for folder in filter(None, (generated, real)):
+        _refuse_common_folder(folder, report)
     mine, notes = _videos_in(generated, report)
     if real is None:
         return [Pair(name, path, None) for name, path in mine.values()], notes
@@ -136,6 +136,18 @@ def pairs_of(generated: Path, real: Path | None, report: Path) -> tuple[list[Pai
     return pairs, notes + more
 
 
+def _refuse_common_folder(folder: Path, report: Path) -> None:
+    if folder.resolve().is_relative_to(report.resolve()):
+        raise ValueError(
+            f"--report {report} holds the videos themselves; give a folder for the results alone."
+        )
+    if report.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"--report {report} lies in {folder}, where its copies of the videos would be measured later; "
+            "give a folder elsewhere."
+        )
+
+
 def _videos_in(folder: Path, report: Path) -> tuple[dict[str, tuple[str, Path]], list[str]]:
     """Relative name without suffix -> relative name, path; and a note on other files."""
     if not folder.is_dir():
@@ -145,7 +157,7 @@ def _videos_in(folder: Path, report: Path) -> tuple[dict[str, tuple[str, Path]],
         raise ValueError(f"{folder} holds no video; give a folder with mp4 files.")
     found: dict[str, tuple[str, Path]] = {}
     for name in names:
-        stem = name.rpartition(".")[0]
+        stem = unicodedata.normalize("NFC", name.rpartition(".")[0])  # macOS stores accents apart
         if stem in found:
             raise ValueError(
                 f"{folder} holds {found[stem][0]} and {name}; rename one, they are paired by name."
@@ -170,8 +182,26 @@ def _some(videos: dict) -> str:
 def _refuse_other_results(report: Path) -> None:
     """`evaluate puppet` writes files of the same names."""
     path = report / "results.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("format") != FORMAT:
-        raise ValueError(f"{path} holds other results than of videos; give another --report.")
+    if path.is_file() and _format_of(path) != FORMAT:
+        raise ValueError(
+            f"{path} holds other results than of videos, or none that can be read; give another --report."
+        )
+
+
+def _format_of(path: Path) -> str | None:
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results.get("format") if isinstance(results, dict) else None
+
+
+def _check_headers(pairs: list[Pair]) -> None:
+    """Finds what `Evaluation` cannot use before it has worked on the others for long."""
+    for pair in pairs:
+        for path in filter(None, (pair.generated, pair.real)):
+            with opened(path):
+                pass
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -212,10 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.networks is not None and not args.networks.is_dir():
         raise ValueError(f"there is no folder {args.networks}; leave --networks out or give one.")
+    settings, cache = Settings(args.networks, args.landmarks, args.device), Cache(args.report / "cache")
+    settings.check()
     pairs, notes = pairs_of(args.generated, args.real, args.report)
     _refuse_other_results(args.report)
-    settings = Settings(args.networks, args.landmarks, args.device)
-    evaluation = Evaluation(pairs, settings, Cache(args.report / "cache"))
+    _check_headers(pairs)
+    evaluation = Evaluation(pairs, settings, cache)
     shown = []
     for compared, generated, real in evaluation.videos():
         if len(shown) < args.show:
@@ -224,6 +256,6 @@ def run(args: argparse.Namespace) -> None:
     results = evaluation.results()
     results["notes"] = notes + [pair.note for pair in evaluation.compared if pair.note]
     write_json(args.report / "results.json", results)
-    write_report(args.report, results, shown)
+    write_report(args.report, cache, results, shown)
     print(in_words(results))
     print(args.report / "report.html")

@@ -15,6 +15,7 @@ from ..config import SAMPLE_RATE
 from ..prepare.raw import FPS, RawVideo
 from ..prepare.records import digest_of, write_whole
 from ..video import write_video
+from .cache import Cache, file_digest, key_of
 from .measures import Movement, read
 from .metrics import METRICS, OF_VIDEOS, Compared, value_of
 from .networks import NotMeasured
@@ -61,11 +62,11 @@ def _movements(both: Iterable[Video]) -> Iterator[Movement]:
             return
 
 
-def write_report(folder: Path, results: dict, shown: list[Shown]) -> None:
+def write_report(folder: Path, cache: Cache, results: dict, shown: list[Shown]) -> None:
     """report.html and the videos that it plays. Raises CannotWrite."""
     pieces = [*_overview(results), *_per_video(results)]
     for pair in shown:
-        pieces += _pair(folder, pair)
+        pieces += _pair(folder, cache, pair)
     rest = len(results["videos"]) - len(shown)
     if rest:
         pieces.append(
@@ -124,10 +125,11 @@ def _cell(video: dict, name: str) -> str:
     return " / ".join(number(scores["values"].get(name, float("nan"))) for scores in both)
 
 
-def _pair(folder: Path, pair: Shown) -> Iterator[str]:
+def _pair(folder: Path, cache: Cache, pair: Shown) -> Iterator[str]:
     yield heading(pair.compared.name)
     yield videos(
-        (kind, _copied(folder, kind, pair.compared.name, path)) for kind, path in zip(FOLDERS, pair.paths)
+        (kind, _copied(folder, Path(kind) / pair.compared.name, _played(cache, path)))
+        for kind, path in zip(FOLDERS, pair.paths)
     )
     for kind, jpeg in zip(FOLDERS, pair.strips):
         yield picture(jpeg, kind)
@@ -135,15 +137,19 @@ def _pair(folder: Path, pair: Shown) -> Iterator[str]:
         yield figure(curves(pair.movements))
 
 
-def _copied(folder: Path, kind: str, name: str, path: Path) -> str:
-    """The video beside the page, as MP4 where browsers would not play it -> its path from there."""
-    plays = path.suffix.lower() in PLAYED and _codec(path).startswith(PLAYED_CODECS)
-    place = Path("videos") / kind / Path(name).with_suffix(path.suffix if plays else ".mp4")
+def _played(cache: Cache, path: Path) -> Path:
+    """The video itself, or where browsers would not play it the MP4 that was made of just these bytes."""
+    if path.suffix.lower() in PLAYED and _codec(path).startswith(PLAYED_CODECS):
+        return path
+    return cache.file("played.mp4", key_of(file_digest(path)), lambda partial: _rewrite(path, partial))
+
+
+def _copied(folder: Path, name: Path, path: Path) -> str:
+    """The video beside the page -> its path from there."""
+    place = Path("videos") / name.with_suffix(path.suffix)
     copy = folder / place
-    if plays and not (copy.is_file() and digest_of(copy) == digest_of(path)):
+    if not (copy.is_file() and digest_of(copy) == digest_of(path)):
         write_whole(copy, lambda partial: shutil.copyfile(path, partial))
-    if not plays and not (copy.is_file() and copy.stat().st_mtime > path.stat().st_mtime):
-        write_whole(copy, lambda partial: _rewrite(path, partial))
     return place.as_posix()
 
 
@@ -155,7 +161,7 @@ def _codec(path: Path) -> str:
 def _rewrite(path: Path, target: Path) -> None:
     recording = read(path)
     voice = None if recording.voice is None else torch.from_numpy(recording.voice)[None] / 32768
-    frames = torch.from_numpy(recording.frames) / 255
+    frames = (torch.from_numpy(frame)[None] / 255 for frame in recording.frames)
     write_video(target, frames, Fraction(FPS), voice, SAMPLE_RATE)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from loopy_model.evaluate.measures import Recording, landmarks, movement, sync
+from loopy_model.evaluate.measures import Recording, landmarks, movement, of_all_frames, sync
 from loopy_model.evaluate.networks import NotMeasured
 from loopy_model.movement import NOSE_TIP, UPPER_FACE, dexp, dglo, exp, glo
 from loopy_model.prepare.landmarks import Face
@@ -112,6 +112,6 @@ class Blinking:
 def test_short_gaps_of_the_detector_are_interpolated_and_long_ones_are_not() -> None:
     frames = np.zeros((9, 4, 4, 3), np.uint8)
     found = landmarks(frames, Blinking({0, 1, 4, 5, 6, 7, 8}))
-    assert np.allclose(found[:, 0, 0], np.arange(9))
+    assert np.allclose(of_all_frames(found)[:, 0, 0], np.arange(9))
     with pytest.raises(NotMeasured, match="6 of 9 frames show no face"):
-        landmarks(frames, Blinking({0, 1, 8}))
+        of_all_frames(landmarks(frames, Blinking({0, 1, 8})))

@@ -1,25 +1,28 @@
 """`python -m loopy_model.evaluate videos` from folders of drawn faces to a page that plays them."""
 
 import json
+import os
 import re
 import shutil
 import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
-from drawn_videos import FRAMES, Brightness, Face, Mean, Middle, draw, folders, script
+from drawn_videos import FRAMES, SIZE, Brightness, Face, Mean, Middle, draw, folders, script
 from safetensors.torch import load_file, save_file
 from scipy.io import savemat
 
 from loopy_model.evaluate import __main__ as command
 from loopy_model.evaluate import measures, one_video
+from loopy_model.evaluate.cache import Cache
 from loopy_model.evaluate.frechet import frechet_distance
-from loopy_model.evaluate.metrics import METRICS
+from loopy_model.evaluate.metrics import METRICS, OF_SETS, Compared, Scores, SetScore, table
 from loopy_model.evaluate.videos import main
 from loopy_model.movement import dexp, dglo, exp, glo
 from loopy_model.video import read_video
@@ -106,19 +109,28 @@ def test_a_report_among_the_videos_and_a_link_to_nothing_are_one_sentence(tmp_pa
         evaluate(tmp_path, report="generated")
     with pytest.raises(SystemExit, match="--report .* holds the videos themselves"):
         evaluate(tmp_path, report=".")  # where `evaluate puppet` may have put both
-    (tmp_path / "puppet").mkdir()
-    (tmp_path / "puppet" / "results.json").write_text("{}")
-    with pytest.raises(
-        SystemExit, match="puppet/results.json holds other results than of videos; give another"
-    ):
-        evaluate(tmp_path, report="puppet")
+    draw(tmp_path / "real" / "a.mp4", 0, frames=3)
+    for inside in ("generated/report", "real/below/report"):  # a later run would measure its copies
+        with pytest.raises(SystemExit, match=f"--report .*{inside} lies in .*; give a folder elsewhere"):
+            evaluate(tmp_path, "--real", str(tmp_path / "real"), report=inside)
     (tmp_path / "generated" / "b.mp4").symlink_to("nowhere.mp4")
-    with pytest.raises(SystemExit, match="cannot read .*b.mp4: No such file or directory"):
+    with pytest.raises(SystemExit, match="cannot read .*b.mp4: it is a link to nowhere.mp4, which does not"):
         evaluate(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"{", b"\xff", b'{"format": "loopy-puppet-evidence-1"}'])
+def test_results_of_something_else_are_kept(content: bytes, tmp_path: Path) -> None:
+    draw(tmp_path / "generated" / "a.mp4", 0, frames=3)
+    path = tmp_path / "report" / "results.json"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match="report/results.json holds other results .*; give another --report"):
+        evaluate(tmp_path)
+    assert path.read_bytes() == content
+
+
 def test_pictures_are_let_go_of_before_the_next_pair(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a face that is not found is not looked for again."""
+    """And a face that is not found is not looked for again, in a second run neither."""
     held, tried = [], []
     forget = one_video.Video.forget
 
@@ -133,9 +145,39 @@ def test_pictures_are_let_go_of_before_the_next_pair(root: Path, monkeypatch: py
 
     monkeypatch.setattr(one_video.Video, "forget", watched)
     monkeypatch.setattr(one_video, "detector_for", detector)
-    found = evaluate(root, "--real", str(root / "real"), "--networks", str(root / "networks"), report="blind")
-    assert held == [False] * 4 and sorted(tried) == sorted(2 * ["face_0.mp4", "face_1.mp4"])
+    options = ("--real", str(root / "real"), "--networks", str(root / "networks"))
+    found = evaluate(root, *options, report="blind")
+    assert held == [False] * 4
+    assert sorted(tried) == ["face_0.mp4", "face_1.mp4", "face_1.mp4"]  # face_0 is the same in both folders
     assert "show no face" in found["videos"][0]["generated"]["reasons"]["Glo"]
+    monkeypatch.setattr(one_video.Video, "forget", forget)
+    monkeypatch.setattr(one_video, "read", read_again)
+    assert evaluate(root, *options, report="blind") == found and len(tried) == 3
+
+
+def read_again(path: Path, count: int | None = None) -> None:
+    raise AssertionError(f"{path} was read again")
+
+
+def test_no_face_is_kept_and_a_missing_package_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(tmp_path / "generated" / "a.mp4", 0, frames=3)
+    looked = []
+
+    def reason(detector_for: Callable) -> str:
+        monkeypatch.setattr(one_video, "detector_for", detector_for)
+        return evaluate(tmp_path)["videos"][0]["generated"]["reasons"]["Glo"]
+
+    def missing(*_: object) -> None:
+        raise ValueError("install the detector.")
+
+    def blind(*_: object) -> Callable:
+        return lambda picture, index: looked.append(index) or []
+
+    assert reason(missing) == "install the detector."
+    assert "3 of 3 frames show no face" in reason(blind)
+    assert reason(blind) == reason(missing) and looked == [0, 1, 2]
 
 
 def test_networks_are_asked_for_both_sides(root: Path) -> None:
@@ -203,10 +245,8 @@ def test_the_page_plays_its_videos_wherever_it_is_moved(root: Path, tmp_path: Pa
 def test_a_second_run_reads_no_video_and_gives_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = results(root)
 
-    def read(path: Path) -> None:
-        raise AssertionError(f"{path} was read again")
-
-    monkeypatch.setattr("loopy_model.evaluate.one_video.read", read)
+    monkeypatch.setattr(one_video, "read", read_again)
+    monkeypatch.setattr(one_video, "shape_of", read_again)
     options = ("--real", str(root / "real"), "--networks", str(root / "networks"))
     assert evaluate(root, *options) == before
 
@@ -217,7 +257,7 @@ def test_a_second_run_reads_what_changed(root: Path, tmp_path: Path, monkeypatch
     draw(tmp_path / "generated" / "face_1.mp4", 1, sway=0.3)
     seen = []
     monkeypatch.setattr(
-        "loopy_model.evaluate.one_video.read", lambda path: seen.append(path) or measures.read(path)
+        one_video, "read", lambda path, count: seen.append(path) or measures.read(path, count)
     )
     options = ("--real", str(tmp_path / "real"), "--networks", str(tmp_path / "networks"))
     found = evaluate(tmp_path, *options)
@@ -236,6 +276,16 @@ def test_the_shorter_of_a_pair_counts(tmp_path: Path) -> None:
     assert found["videos"][0]["generated"]["values"]["DGlo"] == pytest.approx(wanted, rel=1e-4)
 
 
+def test_of_a_longer_video_no_more_is_kept(tmp_path: Path) -> None:
+    draw(tmp_path / "a.mp4", 0, frames=15)
+    settings = one_video.Settings(None, "points", "cpu")
+    video = one_video.Video(tmp_path / "a.mp4", one_video.Tools(settings), Cache(tmp_path / "cache"))
+    assert video.shape == (15, SIZE, SIZE) and "recording" not in vars(video)
+    cut = video.cut(10)
+    assert cut.shape == cut.recording.frames.shape[:3] == (10, SIZE, SIZE)
+    assert cut.recording.frames.base is None  # no part of a larger array
+
+
 def test_a_video_whose_face_cannot_be_seen_is_left_out_of_the_mean(tmp_path: Path) -> None:
     folders(tmp_path)
     (tmp_path / "generated" / "face_1.points.safetensors").unlink()
@@ -245,7 +295,10 @@ def test_a_video_whose_face_cannot_be_seen_is_left_out_of_the_mean(tmp_path: Pat
     assert "face_1.points.safetensors does not exist" in found["videos"][1]["generated"]["reasons"]["Glo"]
 
 
-@pytest.mark.parametrize("mistake", ["no folder", "empty", "no pairs", "unreadable", "other fps", "networks"])
+@pytest.mark.parametrize(
+    "mistake",
+    ["no folder", "empty", "no pairs", "unreadable", "other fps", "networks", "detector", "device", "no GPU"],
+)
 def test_a_mistake_gets_one_sentence_that_says_what_to_do(mistake: str, tmp_path: Path) -> None:
     generated, real = tmp_path / "generated", tmp_path / "real"
     more, words = ["--real", str(real)], ""
@@ -255,7 +308,7 @@ def test_a_mistake_gets_one_sentence_that_says_what_to_do(mistake: str, tmp_path
         generated.mkdir()
         words = f"{generated} holds no video; give"
     else:
-        draw(generated / "a.mp4", 0, frames=4, fps=30 if mistake == "other fps" else 25)
+        draw(generated / "a.mp4", 0, frames=4)
         draw(real / ("b.mp4" if mistake == "no pairs" else "a.mp4"), 0, frames=4)
     if mistake == "no pairs":
         words = "(a.mp4) has its name in"
@@ -263,13 +316,23 @@ def test_a_mistake_gets_one_sentence_that_says_what_to_do(mistake: str, tmp_path
         (generated / "a.mp4").write_bytes(b"no video")
         words = f"cannot read {generated / 'a.mp4'}: it is no video"
     elif mistake == "other fps":
-        words = "a.mp4 has 30 frames per second; every metric here is of 25: convert it"
+        draw(generated / "z.mp4", 0, frames=4)
+        draw(real / "z.mp4", 0, frames=4, fps=30)
+        words = f"{real / 'z.mp4'} has 30 frames per second; every metric here is of 25: convert it"
     elif mistake == "networks":
         more += ["--networks", str(tmp_path / "none")]
         words = f"there is no folder {tmp_path / 'none'}; leave"
+    elif mistake == "detector":
+        more += ["--landmarks", "facmesh"]
+        words = "--landmarks facmesh is not known; use facemesh, dwpose, points or dwpose:DET.onnx"
+    elif mistake in ("device", "no GPU"):
+        device = "gpu" if mistake == "device" else "cuda:99"
+        more += ["--device", device]
+        words = f"PyTorch has no device '{device}' here; use --device cpu"
     with pytest.raises(SystemExit) as caught:
         evaluate(tmp_path, *more)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "report").exists()  # found before the first video was measured
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
@@ -296,6 +359,30 @@ def test_unpaired_videos_are_named(tmp_path: Path) -> None:
     found = evaluate(tmp_path, "--real", str(tmp_path / "real"))
     assert len(found["videos"]) == 1
     assert [note.rpartition(": ")[2] for note in found["notes"]] == ["list.txt.", "face_1.mp4.", "alone.mp4."]
+
+
+def test_an_accent_may_be_stored_apart(tmp_path: Path) -> None:
+    """As macOS does it; the other folder may come from elsewhere."""
+    draw(tmp_path / "generated" / f"{normalize('NFC', 'é')}.mp4", 0, frames=3)
+    draw(tmp_path / "real" / f"{normalize('NFD', 'é')}.mp4", 0, frames=3)
+    found = evaluate(tmp_path, "--real", str(tmp_path / "real"))
+    assert len(found["videos"]) == 1 and not found["notes"]
+
+
+def test_a_real_video_without_a_value_says_why() -> None:
+    """Once where the generated one says the same."""
+    good, silent = Scores({"Sync-C": 1.0, "IQA": 3.0}), Scores({}, {"Sync-C": "no sound.", "IQA": "no file."})
+
+    def why(*pairs: tuple[Scores, Scores], metric: str = "Sync-C") -> str | None:
+        sets = dict.fromkeys(OF_SETS, SetScore(None))
+        rows = table([Compared("a", 5, *pair) for pair in pairs], sets, True)
+        found = row({"metrics": rows}, metric)
+        return found["not_measured"] or found.get("left_out")
+
+    assert why((good, good)) is None
+    assert why((good, silent)) == why((good, good), (good, silent)) == "of a real video: no sound."
+    assert why((silent, good), (good, silent)) == why((silent, silent)) == "no sound."
+    assert why((good, silent), metric="IQA") == "of a real video: no file."
 
 
 def test_a_set_metric_says_why_it_leaves_a_pair_out(root: Path, tmp_path: Path) -> None:
@@ -325,6 +412,17 @@ def test_what_browsers_do_not_play_is_shown_as_mp4(tmp_path: Path) -> None:
         read_video(tmp_path / path)[0] for path in ("report/videos/generated/a.mp4", "generated/a.avi")
     )
     assert shown.shape == given.shape and (shown - given).abs().mean() < 0.02
+
+
+def test_the_page_shows_what_was_measured_whatever_is_older(tmp_path: Path) -> None:
+    """Another video of the same name may be older than the copy of the first."""
+    path, copy = tmp_path / "generated" / "a.avi", tmp_path / "report" / "videos" / "generated" / "a.mp4"
+    for seed, frames in ((0, 5), (1, 7)):
+        draw(path.with_suffix(".mp4"), seed, frames=frames)
+        path.with_suffix(".mp4").rename(path)
+        os.utime(path, (0, 0))
+        evaluate(tmp_path)
+        assert len(read_video(copy)[0]) == frames
 
 
 def test_lips_and_voice_are_scored_by_syncnet(tmp_path: Path) -> None:

@@ -29,10 +29,9 @@ def test_texts_are_escaped_everywhere(tmp_path: Path) -> None:
     pieces = [
         page.heading(bad),
         page.paragraph(bad),
-        page.bullets([bad]),
         page.table([bad], [[bad]], bad),
         page.figure(drawn, bad),
-        page.strip(np.zeros((1, 4, 4, 3), np.uint8), bad),
+        page.picture(page.strip_jpeg(np.zeros((1, 4, 4, 3), np.uint8)), bad),
         page.videos([(bad, f"{bad}.mp4")]),
     ]
     page.write_page(tmp_path / "page.html", bad, pieces)
@@ -69,22 +68,18 @@ def test_a_figure_is_inside_the_page_and_always_the_same() -> None:
     assert drawn() == drawn()
 
 
-def test_a_video_can_be_inside_or_beside_the_page(tmp_path: Path) -> None:
-    (tmp_path / "a.mp4").write_bytes(b"video")
-    assert embedded(page.videos([("a", page.video_uri(tmp_path / "a.mp4"))])) == ("video/mp4", b"video")
+def test_a_video_is_beside_the_page() -> None:
     assert 'src="videos/a%20b.mp4"' in page.videos([("a", "videos/a b.mp4")])
 
 
-@pytest.mark.parametrize("kind", ["inside", "beside"])
-def test_videos_play_in_a_browser(tmp_path: Path, kind: str) -> None:
+def test_videos_play_in_a_browser(tmp_path: Path) -> None:
     executable = chromium()
     if executable is None:
         pytest.skip("No Chromium found: install it (apt-get install chromium) or set CHROMIUM.")
     (tmp_path / "videos").mkdir()
     video = tmp_path / "videos" / "größe 1.mp4"
     write_video(video, torch.rand(25, 32, 48, 3), Fraction(25), torch.rand(1, 48_000) - 0.5)
-    source = page.video_uri(video) if kind == "inside" else "videos/größe 1.mp4"
-    page.write_page(tmp_path / "page.html", "Page", [page.videos([("a", source)])])
+    page.write_page(tmp_path / "page.html", "Page", [page.videos([("a", "videos/größe 1.mp4")])])
     with open_browser(executable) as tab:
         tab.goto((tmp_path / "page.html").as_uri())
         width, seconds, reached = tab.locator("video").evaluate(PLAY)
