@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..prepare.records import write_whole
+from ..prepare.records import whole_files, write_whole
 from ..train.record import read_rows
 from . import page
-from .puppet_report import SHEET, SHEET_CAPTION, rows_of, summarise
+from .puppet_report import SHEET, SHEET_CAPTION, from_json, rows_of, summarise, videos_of
 from .variants import VARIANTS, folder_of
 
 if TYPE_CHECKING:
@@ -43,9 +44,12 @@ COLUMNS = {
     "drift of the sharpness": ("drift", "equal_pose", "sharpness"),
 }
 
-# Columns in which variants are ranked -> whether more is better.
+# Columns in which variants are ranked -> whether more is better: all but Glo and Exp, of which more is not better.
 RANKED = {
     "loss": False,
+    "loss without motion frames": False,
+    "loss without audio": False,
+    "loss without reference": False,
     "lip sync, opening": True,
     "lip sync, width": True,
     "identity error": False,
@@ -54,9 +58,14 @@ RANKED = {
     "head goes on, correlation": True,
     "head goes on, error": False,
     "blink interval off by": False,
+    "faces without blinks": False,
     "sway period off by": False,
+    "faces without sway": False,
+    "drift of the mean": False,
+    "drift of the contrast": False,
+    "drift of the sharpness": False,
 }
-FULL = "full"
+FULL, SEEDS = "full", "seeds"
 
 
 def read_results(run_dir: Path) -> dict[str, dict]:
@@ -64,19 +73,23 @@ def read_results(run_dir: Path) -> dict[str, dict]:
     results = {}
     for variant in VARIANTS:
         for path in sorted(run_dir.glob(f"{folder_of(variant, 0).split('/')[0]}/seed-*/{LOSS}")):
-            pieces = {
-                p.stem: json.loads(p.read_text()) for p in (path.parent / MEASURED / "pieces").glob("*.json")
+            files = whole_files(path.parent / MEASURED / "pieces", ".json")
+            known = json.loads(path.read_text())
+            found = {
+                "loss": known.get("loss", known),  # earlier versions wrote nothing else
+                **summarise({piece.stem: from_json(piece.read_text()) for piece in files}),
             }
-            found = {"loss": json.loads(path.read_text())["loss"], **summarise(dict(sorted(pieces.items())))}
             results[path.parent.relative_to(run_dir).as_posix()] = found
     return results
 
 
 def by_variant(results: dict[str, dict]) -> dict[str, dict[str, list[float]]]:
-    """ "variant/seed-n" -> results, to variant -> column -> one value a seed."""
+    """ "variant/seed-n" -> results, to variant -> column -> one value a seed; the first column is the seeds."""
     table: dict[str, dict[str, list[float]]] = {}
     for name, values in results.items():
-        row = table.setdefault(name.split("/")[0].replace("_", " "), {column: [] for column in COLUMNS})
+        variant, seed = name.split("/seed-")
+        row = table.setdefault(variant.replace("_", " "), {column: [] for column in (SEEDS, *COLUMNS)})
+        row[SEEDS].append(int(seed))
         for column, path in COLUMNS.items():
             row[column].append(_at(values, path))
     return table
@@ -98,7 +111,7 @@ def markdown(table: dict[str, dict[str, list[float]]]) -> str:
     """One row a figure, one column a variant."""
     variants = list(table)
     lines = [_line("", variants), _line("--", ["--"] * len(variants))]
-    lines.append(_line("seeds", (str(len(table[v]["loss"])) for v in variants)))
+    lines.append(_line(SEEDS, (str(len(table[v][SEEDS])) for v in variants)))
     for column in COLUMNS:
         digits = 4 if "Exp" in column else 3
         lines.append(_line(column, (spread(table[v][column], digits) for v in variants)))
@@ -110,16 +123,27 @@ def _line(first: str, cells: Iterable[str]) -> str:
 
 
 def full_against_each(table: dict[str, dict[str, list[float]]]) -> str:
-    """Where the full model is better (+) or worse (-) than a variant with every seed, by more than the seeds of
-    either lie apart; "" where there is nothing to compare."""
-    others = [variant for variant in table if variant != FULL]
-    if FULL not in table or not others or min(len(row["loss"]) for row in table.values()) < 2:
+    """Where the full model is better (+) or worse (-) than a variant with every seed that both have, by more than
+    the seeds of either lie apart; without the variants of fewer than two such seeds, "" where none is left."""
+    shared = {name: _shared_seeds(table[FULL], row) for name, row in table.items()} if FULL in table else {}
+    others = [name for name, seeds in shared.items() if name != FULL and len(seeds) > 1]
+    if not others:
         return ""
     lines = [_line("full against", others), _line("--", ["--"] * len(others))]
     for column, more_is_better in RANKED.items():
-        signs = (_sign(table[FULL][column], table[other][column], more_is_better) for other in others)
-        lines.append(_line(column, signs))
+        pairs = (
+            [_at_seeds(table[name], column, shared[other]) for name in (FULL, other)] for other in others
+        )
+        lines.append(_line(column, (_sign(*pair, more_is_better) for pair in pairs)))
     return "\n".join(lines)
+
+
+def _shared_seeds(one: dict[str, list], other: dict[str, list]) -> list[int]:
+    return [seed for seed in one[SEEDS] if seed in other[SEEDS]]
+
+
+def _at_seeds(row: dict[str, list], column: str, seeds: list[int]) -> list[float]:
+    return [row[column][row[SEEDS].index(seed)] for seed in seeds]
 
 
 def _sign(full: list[float], other: list[float], more_is_better: bool) -> str:
@@ -144,8 +168,9 @@ def write_report(run_dir: Path, results: dict[str, dict]) -> str:
         measured = run_dir / name / MEASURED
         if (measured / SHEET).is_file():
             body.append(page.picture((measured / SHEET).read_bytes(), SHEET_CAPTION))
-        videos = sorted((measured / "videos").glob("*.mp4"))
-        body.append(page.videos((path.stem, path.relative_to(run_dir).as_posix()) for path in videos[:3]))
+        pieces = (piece.stem for piece in whole_files(measured / "pieces", ".json"))
+        shown = islice(videos_of(measured, pieces), 3)
+        body.append(page.videos((stem, f"{name}/{MEASURED}/{source}") for stem, source in shown))
     page.write_page(run_dir / "ablations.html", "The paper's ablations in miniature", body)
     return text
 

@@ -18,8 +18,8 @@ import torch
 from ..config import LoopyConfig
 from ..model import Loopy
 from ..pipeline import Pipeline
-from ..prepare.records import write_whole
-from ..puppet.laboratory import LABORATORY, Laboratory
+from ..prepare.records import CannotWrite, write_whole
+from ..puppet.laboratory import LABORATORY, Laboratory, check_counts
 from ..puppet.pack import pack
 from ..train.data import Place, PreparedClips, Samples, collate
 from ..train.export import train
@@ -28,7 +28,7 @@ from ..train.record import validation_conditions, with_condition
 from ..train.stages import RECIPES, Recipe, Stage
 from ..weights import content_digest, load_tensors, read_header
 from .ablation_report import LOSS, MEASURED, read_results, write_report
-from .puppet import Evaluation, write_sheet
+from .puppet import Evaluation, make_folder, write_sheet
 from .puppet import build_parser as puppet_parser
 from .variants import VARIANTS, config_of, folder_of
 
@@ -124,7 +124,12 @@ class Ablations:
         files = ["--report", folder / MEASURED, "--model", whole, "--meter", self.lab / METER]
         asked = [*map(str, files), *SETTINGS.split(), "--only", "face", "continued", "long"]
         args = puppet_parser().parse_args(asked)
-        write_sheet(args, Evaluation(args).run())
+        evaluation = Evaluation(args)
+        if others := evaluation.others():
+            # Whoever reads the results takes all that is there: never a part of another measuring.
+            for path in (folder / LOSS, *others):
+                path.unlink(missing_ok=True)
+        write_sheet(args, evaluation.run())
         made_by = {"version": LOSS_VERSION, "model": content_digest(whole)[:16]}
         known = json.loads((folder / LOSS).read_text()) if (folder / LOSS).is_file() else {}
         if known.get("made_by") != made_by:
@@ -172,9 +177,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     if args.lab and not (args.lab / METER).is_file():
         raise SystemExit(f"{args.lab} is no whole laboratory; make it with `python -m loopy_model.puppet`.")
-    torch.set_num_threads(args.threads)
     try:
-        results = Ablations(args).run()
-    except ValueError as error:  # a sentence: the directory was begun with other settings
+        one, two = args.shared_steps
+        steps = {"steps": args.steps, "shared_steps": min(one, two)}
+        check_counts({**steps, "threads": args.threads, "workers": args.workers})
+        make_folder(args.run_dir)
+        torch.set_num_threads(args.threads)
+        print(write_report(args.run_dir, Ablations(args).run()))
+    except (ValueError, CannotWrite) as error:  # a sentence, as of a directory begun with other settings
         raise SystemExit(str(error)) from error
-    print(write_report(args.run_dir, results))

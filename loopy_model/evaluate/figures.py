@@ -6,7 +6,6 @@ Without any folder it reads docs/figures.json, the results that the documents sh
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from ..train.record import read_rows
 from ..weights import load_tensors
 from . import puppet_tables
 from .ablation_report import by_variant, full_against_each, markdown, read_results
-from .puppet_report import tables
+from .puppet_report import from_json, made_in_words, read_puppet_results, tables, to_json
 
 STORED = Path(__file__).parents[2] / "docs" / "figures.json"
 NETWORKS = ("speech", "autoencoder", "decoder", "meter")  # the names of their logs
@@ -53,9 +52,16 @@ def stages(run_dir: Path) -> Iterator[str]:
     for stage in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == stage]
         minutes = sum(row.get("seconds", 0) for row in own) / 60
-        first, *_, last = [row["validation"] for row in own if "validation" in row] * 2
-        shown = ", ".join(f"{name} {loss:.4f} (was {first[name]:.4f})" for name, loss in last.items())
-        yield f"stage {stage}: {own[-1]['step']} steps, {minutes:.0f} min; held-out loss: {shown}"
+        losses = [row["validation"] for row in own if "validation" in row]
+        yield f"stage {stage}: {own[-1]['step']} steps, {minutes:.0f} min; held-out loss: {_first_and_last(losses)}"
+
+
+def _first_and_last(losses: list[dict[str, float]]) -> str:
+    """Of a stage's validations."""
+    if not losses:
+        return "not measured yet"
+    first, last = losses[0], losses[-1]
+    return ", ".join(f"{name} {loss:.4f} (was {first[name]:.4f})" for name, loss in last.items())
 
 
 def _parameters(checkpoint: Path) -> str:
@@ -69,28 +75,31 @@ def _parameters(checkpoint: Path) -> str:
 
 
 def gathered(args: argparse.Namespace) -> dict:
-    """The figures of each document's part, from the folders that are named."""
-    figures: dict = {}
+    """The figures of each document's part, from the folders that are named. Raises ValueError."""
+    found: dict = {}
     if args.lab:
-        figures["training"] = list(training(args.lab))
+        found["training"] = list(training(args.lab))
     if args.report:
-        figures["puppet"] = json.loads((args.report / "results.json").read_text())
+        found["puppet"] = read_puppet_results(args.report)
     if args.student:
-        figures["student"] = list(stages(args.student))
+        found["student"] = list(stages(args.student))
     if args.ablations:
-        figures["ablations"] = by_variant(read_results(args.ablations))
+        found["ablations"] = by_variant(read_results(args.ablations))
+    figures = {part: values for part, values in found.items() if values}
+    if found and not figures:
+        raise ValueError("there are no results yet in what was named; check the paths.")
     return figures
 
 
 def stored() -> dict:
-    return json.loads(STORED.read_text()) if STORED.is_file() else {}
+    return from_json(STORED.read_text()) if STORED.is_file() else {}
 
 
 def shown(figures: dict) -> Iterator[str]:
     if "training" in figures:
         yield "Training\n\n" + "\n".join(figures["training"]) + "\n"
     if "puppet" in figures:
-        yield "Puppet\n\n" + tables(figures["puppet"]) + "\n"
+        yield "Puppet\n\n" + made_in_words(figures["puppet"]) + "\n\n" + tables(figures["puppet"]) + "\n"
         yield puppet_tables.markdown(figures["puppet"]) + "\n"
     if "student" in figures:
         yield "Student\n\n" + "\n".join(figures["student"]) + "\n"
@@ -104,12 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in (args.lab, args.report, args.student, args.ablations):
         if folder and not folder.is_dir():
             raise SystemExit(f"there is no folder {folder}; check the path.")
-    figures = gathered(args) or stored()
+    try:
+        figures = gathered(args) or stored()
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if not figures:
         raise SystemExit(
             f"there is no {STORED}; name a folder with --lab, --report, --student or --ablations."
         )
     if args.store:
-        everything = json.dumps(stored() | figures, indent=1)
+        everything = to_json(stored() | figures, indent=1)
         write_whole(STORED, lambda path: path.write_text(everything + "\n"))
     print("\n".join(shown(figures)))

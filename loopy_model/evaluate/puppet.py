@@ -7,7 +7,6 @@ results.json, report.html and the videos; the tables are printed too.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..config import PUPPET, PUPPET_RATIOS, SAMPLE_RATE
+from ..diffusion import NoiseSchedule
 from ..guidance import Guidance
 from ..pipeline import BUNDLED, Pipeline
-from ..prepare.records import write_whole
+from ..prepare.records import CannotWrite, whole_files, write_whole
 from ..puppet.clips import draw_frames
+from ..puppet.meter import FaceMeter
 from ..puppet.motion import MOTION
 from ..puppet.train import judge_autoencoder
 from ..video import read_video, write_video
@@ -40,14 +42,26 @@ from .held_out import (
     measure,
     movement_of,
 )
-from .puppet_report import SHEET, summarise, tables, write_report
+from .puppet_report import (
+    RESULTS,
+    SHEET,
+    from_json,
+    read_puppet_results,
+    summarise,
+    tables,
+    to_json,
+    write_report,
+)
 from .rhythm import blink_interval, sway_period
 
 VERSION = 3  # of the pieces; raise it when a measurement changes
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 LEVEL_AUDIO_RATIO = 3.0  # at which a wanted level outweighs what the past makes likely
 SOURCES = ("head movement", "expression")
+FILMED = ("face-", "long-")  # how the names of the pieces begin whose videos are kept
 OPEN, WIDTH, BLINK, HEAD = (MOTION.index(name) for name in ("open", "width", "blink", "head_x"))
+LENGTHS = ("seconds", "long_seconds", "level_seconds")  # options
+COUNTS = {"faces": 1, "first_face": 0, "long_faces": 0, "level_faces": 0, "steps": 1}  # and the least of each
 PAST = PUPPET.clip.motion_span  # frames of truth before a video goes on: 5 s, whatever the model looks at
 FIRST_LONG = 16  # number of the first face of the long videos: others than those of the short ones
 
@@ -97,10 +111,13 @@ class Piece:
 
 
 class Evaluation:
-    """Makes the videos and measures them."""
+    """Makes the videos and measures them. Raises ValueError, before anything is made, where it is asked for
+    what cannot be."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.pipeline, self.meter = args, Pipeline(args.model), load_meter(args.meter)
+        _check(args)
+        self.args, self.pipeline, self.meter = args, Pipeline(args.model), _opened_meter(args.meter)
+        NoiseSchedule(self.pipeline.config.diffusion).timesteps(args.steps)
         self.clip = self.pipeline.config.clip
         self.size = self.pipeline.config.image_size
         self.made_by = {
@@ -109,6 +126,12 @@ class Evaluation:
             "meter": content_digest(args.meter)[:16],
             "sampling": [args.steps, args.audio_ratio, args.ref_ratio],
         }
+        names = [piece.name for piece in self.pieces()]
+        for wanted in args.only:
+            if not any(name.startswith(wanted) for name in names):
+                raise ValueError(
+                    f"--only {wanted} begins the name of no piece; choose among {_kinds(names)}."
+                )
 
     def pieces(self) -> Iterator[Piece]:
         args = self.args
@@ -134,17 +157,45 @@ class Evaluation:
         """All pieces by name; those that are there already are read, those that are not wanted left out."""
         made, pieces = {}, list(self.pieces())
         for number, piece in enumerate(pieces, 1):
-            path = self.args.report / "pieces" / f"{piece.name}.json"
-            known = json.loads(path.read_text()) if path.is_file() else {}
-            asked = {**self.made_by, "length": self._length(piece.name)}
-            if known.get("made_by") != asked:
+            known = self._known(piece.name)
+            if known is None:
                 if not piece.name.startswith(tuple(self.args.only)):
                     continue
-                known = {"made_by": asked, **piece.make()}
-                write_whole(path, lambda partial, known=known: partial.write_text(json.dumps(known)))
+                known = {"made_by": self._asked(piece.name), **piece.make()}
+                text = to_json(known)
+                write_whole(self._path(piece.name), lambda partial, text=text: partial.write_text(text))
                 print(f"{number} of {len(pieces)}: {piece.name}", flush=True)
             made[piece.name] = known
         return made
+
+    def others(self) -> list[Path]:
+        """The files of pieces that this run would make again, or not at all: another model's, or of other
+        settings."""
+        names = {piece.name for piece in self.pieces()}
+        paths = whole_files(self.args.report / "pieces", ".json")
+        return [path for path in paths if path.stem not in names or self._known(path.stem) is None]
+
+    def described(self) -> dict:
+        """How the results are made."""
+        asked = {name: getattr(self.args, name) for name in (*LENGTHS, "first_face")}
+        return {**self.made_by, **asked}
+
+    def _known(self, name: str) -> dict | None:
+        """The piece that is there, if it is what is asked for and its video was not taken away."""
+        path = self._path(name)
+        if not path.is_file() or name.startswith(FILMED) and not self._video(name).is_file():
+            return None
+        known = from_json(path.read_text())
+        return known if known.get("made_by") == self._asked(name) else None
+
+    def _asked(self, name: str) -> dict:
+        return {**self.made_by, "length": self._length(name)}
+
+    def _path(self, name: str) -> Path:
+        return self.args.report / "pieces" / f"{name}.json"
+
+    def _video(self, name: str) -> Path:
+        return self.args.report / "videos" / f"{name}.mp4"
 
     def _length(self, name: str) -> float:
         """In seconds; of the autoencoder's piece in faces."""
@@ -269,10 +320,49 @@ class Evaluation:
         return {"glo": glo, "exp": exp, "glo_truth": glo_truth, "exp_truth": exp_truth}
 
     def _write(self, name: str, made: Tensor, truth: HeldOut, start: int = 0) -> None:
-        folder = self.args.report / "videos"
-        folder.mkdir(parents=True, exist_ok=True)
         sound = truth.waveform[:, start * SAMPLE_RATE // self.clip.fps :]
-        write_video(folder / f"{name}.mp4", made, Fraction(self.clip.fps), sound, SAMPLE_RATE)
+        make_folder(self._video(name).parent)
+        try:
+            write_video(self._video(name), made, Fraction(self.clip.fps), sound, SAMPLE_RATE)
+        except OSError as error:
+            raise CannotWrite(f"cannot write {self._video(name)}: {error.strerror or error}.") from error
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError with one sentence."""
+    for name, path in (("model", args.model), ("meter", args.meter)):
+        if not path.is_file():
+            raise ValueError(f"there is no {name} {path}; check the path.")
+    for name, least in COUNTS.items():
+        if (count := getattr(args, name)) < least:
+            raise ValueError(f"{_option(name)} is {count}; give {least} or more.")
+    for name in LENGTHS:
+        if (seconds := getattr(args, name)) * PUPPET.clip.fps < 1:
+            raise ValueError(f"{_option(name)} is {seconds:g}, less than a video frame; give more.")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _kinds(names: list[str]) -> str:
+    """What the names begin with, each once."""
+    return ", ".join(dict.fromkeys(name.partition("-")[0] for name in names))
+
+
+def _opened_meter(path: Path) -> FaceMeter:
+    try:
+        return load_meter(path)
+    except (SafetensorError, RuntimeError) as error:  # no such file, or of another network
+        raise ValueError(f"{path} is no face meter; `python -m loopy_model.puppet` makes one.") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Before the work of which it gets the results. Raises `CannotWrite`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot write {folder}: {error.strerror}.") from error
 
 
 def write_sheet(args: argparse.Namespace, names: Iterable[str], shown: int = 6) -> None:
@@ -285,18 +375,25 @@ def write_sheet(args: argparse.Namespace, names: Iterable[str], shown: int = 6) 
         truth = held_out(int(name.removeprefix("face-")), round(args.seconds * fps), made.shape[1])
         rows.append((truth.portrait, made, truth.frames))
     if rows:
-        sheet = (contact_sheet(rows) * 255).round().byte().numpy()
-        Image.fromarray(sheet).save(args.report / SHEET, quality=88)
+        sheet = Image.fromarray((contact_sheet(rows) * 255).round().byte().numpy())
+        write_whole(args.report / SHEET, lambda path: sheet.save(path, "jpeg", quality=88))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
-    if not args.model.is_file():
-        raise SystemExit(f"there is no model {args.model}; check the path.")
+    try:
+        run(args)
+    except (ValueError, CannotWrite) as error:  # a sentence
+        raise SystemExit(str(error)) from error
+
+
+def run(args: argparse.Namespace) -> None:
+    read_puppet_results(args.report)  # refuses those of `evaluate videos`, which would be overwritten
     evaluation = Evaluation(args)
+    make_folder(args.report / "pieces")
     pieces = evaluation.run()
-    results = {"model": evaluation.made_by["model"], **summarise(pieces)}
-    write_whole(args.report / "results.json", lambda path: path.write_text(json.dumps(results, indent=2)))
+    results = {"made_by": evaluation.described(), **summarise(pieces)}
+    write_whole(args.report / RESULTS, lambda path: path.write_text(to_json(results, indent=2)))
     write_sheet(args, pieces)
     write_report(args.report, results, pieces)
     print(tables(results))

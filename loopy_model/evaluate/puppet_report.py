@@ -1,8 +1,9 @@
 """The pieces that `puppet` made -> figures, tables and a page."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +17,54 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pieces = dict[str, dict]
+RESULTS = "results.json"
 MOUTH = ("open", "width")
 SHEET = "contact_sheet.jpg"
 SHEET_CAPTION = "Portrait and generated frames (above), drawn truth (below), every fourth frame"
 KINDS = ("generated", "truth", "equal_pose", "ceiling")  # of the curves of a long video
 TEN_SECONDS = round(10 * PUPPET.clip.fps / PUPPET.clip.frames)  # in clips
+
+
+# --- files ------------------------------------------------------------------------------
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """JSON has no NaN; null stands for it."""
+    return json.dumps(_replaced(values, _is_nan, None), indent=indent, allow_nan=False)
+
+
+def from_json(text: str) -> Any:
+    """What `to_json` was given; NaN may also be spelt out, as earlier versions did."""
+    return _replaced(json.loads(text), lambda value: value is None, float("nan"))
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _replaced(value: Any, which: Callable[[Any], bool], other: float | None) -> Any:
+    if isinstance(value, dict):
+        return {key: _replaced(one, which, other) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_replaced(one, which, other) for one in value]
+    return other if which(value) else value
+
+
+def read_puppet_results(folder: Path) -> dict | None:
+    """results.json of a report folder, None if there is none. Raises ValueError where something else wrote it."""
+    path = folder / RESULTS
+    if not path.is_file():
+        return None
+    try:
+        results = from_json(path.read_text(encoding="utf-8"))
+    except ValueError:  # no JSON, or no text
+        results = None
+    if not isinstance(results, dict) or "faces" not in results:
+        raise ValueError(f"{path} holds other results than of `evaluate puppet`; give another --report.")
+    return results
+
+
+# --- figures ----------------------------------------------------------------------------
 
 
 def summarise(pieces: Pieces) -> dict[str, dict]:
@@ -103,10 +147,12 @@ def _levels(pieces: Pieces) -> dict[str, dict]:
 
 def _rhythm(long: list[dict]) -> dict[str, dict[str, float]]:
     """Blink intervals and sway periods in seconds. `error` is per face; `memoryless` is the least error of a
-    net that gives every face the same rhythm; `error_of_means` compares the means of those that have one."""
+    net that gives every face the same rhythm; `error_of_means` compares the means, generated and true, of the
+    faces that have one."""
     rows = {}
     for key in ("blink_interval", "sway_period"):
         made, true = (np.array([piece[k] for piece in long], float) for k in (key, f"{key}_truth"))
+        true_of_known = np.where(np.isnan(made), np.nan, true)
         rows[key] = {
             "generated": known_mean(made),
             "truth": float(true.mean()),
@@ -114,7 +160,7 @@ def _rhythm(long: list[dict]) -> dict[str, dict[str, float]]:
             "error": rhythm_error(made, true),
             # The error is piecewise linear in that rhythm, so it is least at one of the true ones.
             "memoryless": min(rhythm_error(np.full_like(true, same), true) for same in true),
-            "error_of_means": abs(known_mean(made) / float(true.mean()) - 1),
+            "error_of_means": abs(known_mean(made) / known_mean(true_of_known) - 1),
         }
     return rows
 
@@ -125,7 +171,6 @@ def _rhythm_by_face(long: list[dict]) -> dict[str, dict[str, float]]:
     for number, piece in enumerate(long, 1):
         for key in ("blink_interval", "sway_period"):
             made, true = piece[key], piece[f"{key}_truth"]
-            made = float("nan") if made is None else made
             rows[f"{number}_{key}"] = {"generated": made, "truth": true, "error": abs(made / true - 1)}
     return rows
 
@@ -178,10 +223,10 @@ def _mean(pieces: list[dict], key: str) -> float:
 
 
 def rows_of(results: dict) -> list[tuple[str, str, float]]:
-    """(group, figure, value) of everything in `results`."""
+    """(group, figure, value) of everything in `results`; how they were made is no figure."""
     rows = []
     for group, values in results.items():
-        if isinstance(values, str):  # which model it was
+        if group in ("made_by", "model"):  # earlier versions said no more than which model it was
             continue
         for name, value in _flat(values) if isinstance(values, dict) else [("", values)]:
             rows.append((group.replace("_", " "), name.replace("_", " "), value))
@@ -200,15 +245,30 @@ def tables(results: dict) -> str:
     return "\n".join(f"{group:16}{name:36}{value:10.4f}" for group, name, value in rows_of(results))
 
 
+def made_in_words(results: dict) -> str:
+    """How they were made; "" for results of earlier versions, which do not say it."""
+    if "made_by" not in results:
+        return ""
+    made_by = results["made_by"]
+    steps, audio, portrait = made_by["sampling"]
+    return (
+        f"Model {made_by['model']}, face meter {made_by['meter']}, pieces of version {made_by['version']}; "
+        f"{steps} steps, ratios {audio:g} of the voice and {portrait:g} of the portrait; faces from number "
+        f"{made_by['first_face']} on, {made_by['seconds']:g} s each, levels {made_by['level_seconds']:g} s, "
+        f"long videos {made_by['long_seconds']:g} s."
+    )
+
+
 # --- page -------------------------------------------------------------------------------
 
 
 def write_report(folder: Path, results: dict, pieces: Pieces) -> None:
-    """`folder`/report.html."""
+    """`folder`/report.html. The folder may hold a sheet and videos of another run too, which are not shown."""
     body = [
         page.paragraph(
             "Held-out drawn faces with unheard voices and text; docs/puppet.md says what is measured."
         ),
+        page.paragraph(made_in_words(results)),
         page.table(("", "figure", "value"), rows_of(results)),
     ]
     long = {name: piece for name, piece in pieces.items() if name.startswith("long-")}
@@ -217,15 +277,17 @@ def write_report(folder: Path, results: dict, pieces: Pieces) -> None:
         body += [page.figure(_drift_curves(long), "Per clip, as a share of the first clip's")]
     if levels := [key for key in ("glo", "exp") if f"{key}_by_level" in results]:
         body += [page.heading("Wanted level of movement"), page.figure(_level_curves(results, levels))]
-    if (folder / SHEET).is_file():
+    if _named(pieces, "face") and (folder / SHEET).is_file():
         body += [page.heading("Frames"), page.picture((folder / SHEET).read_bytes(), SHEET_CAPTION)]
-    body += [page.heading("Videos"), page.videos(_videos(folder))]
+    body += [page.heading("Videos"), page.videos(videos_of(folder, pieces))]
     page.write_page(folder / "report.html", "A puppet model, measured", body)
 
 
-def _videos(folder: Path) -> Iterable[tuple[str, str]]:
-    for path in sorted((folder / "videos").glob("*.mp4")):
-        yield path.stem, f"videos/{path.name}"
+def videos_of(folder: Path, names: Iterable[str]) -> Iterable[tuple[str, str]]:
+    """Those of the pieces of these names."""
+    for name in sorted(names):
+        if (folder / "videos" / f"{name}.mp4").is_file():
+            yield name, f"videos/{name}.mp4"
 
 
 def _axes(rows: int, height: float = 2.0) -> tuple["Figure", np.ndarray]:

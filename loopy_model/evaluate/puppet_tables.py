@@ -76,7 +76,9 @@ def _drift(results: dict) -> Iterator[str]:
         return f"{100 * found[name]:.1f} % ({100 * found[f'{name}_trend']:+.1f} %)"
 
     rows = [(name, *(cell(kind, name) for kind in DRIFTS)) for name in STATISTICS]
-    return _table(("largest distance from the first clip (trend a minute)", *DRIFTS.values()), rows)
+    seconds = results.get("made_by", {}).get("long_seconds")  # earlier versions do not say it
+    length = f"{seconds:g} s" if seconds else "the video"
+    return _table((f"largest distance from the first clip (trend over {length})", *DRIFTS.values()), rows)
 
 
 def _drift_over_turns(results: dict) -> Iterator[str]:

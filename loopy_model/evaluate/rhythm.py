@@ -29,7 +29,8 @@ def blink_interval(blink: np.ndarray, fps: int) -> float:
 def sway_period(head: np.ndarray, fps: int) -> float:
     """Period in seconds of the strongest movement of a head's position: the peak of the power spectrum
     (straight line taken out, Hann window, zero-padded). NaN where that is slower than `LONGEST_SWAY`:
-    the head drifts, or hangs about, but does not sway."""
+    the head drifts. How strong the peak is does not count: a head that only trembles has a period too,
+    that of its noise."""
     times = np.arange(len(head))
     moved = np.asarray(head, float) - np.polyval(np.polyfit(times, head, 1), times)
     size = 16 * len(head)

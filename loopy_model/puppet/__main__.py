@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..config import PUPPET
-from .laboratory import STEPS, Laboratory
+from ..prepare.records import CannotWrite
+from .laboratory import STEPS, Laboratory, check_counts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,13 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = build_parser().parse_args()
-    torch.set_num_threads(options.threads)
     try:
+        check_counts({"threads": options.threads})
+        torch.set_num_threads(options.threads)
         laboratory = Laboratory(
             options.run_dir, options.size, options.clips, options.test_clips, options.workers
         )
         laboratory.make(options.only)
-    except ValueError as error:  # a sentence: the directory was begun otherwise
+    except (ValueError, CannotWrite) as error:  # a sentence: the directory was begun otherwise, or so
         raise SystemExit(str(error)) from error
 
 

@@ -35,7 +35,6 @@ class Identity:
 
 
 FIELD_WIDTHS = [3 if field.type == Colour else 1 for field in fields(Identity)]
-IDENTITY_SIZE = sum(FIELD_WIDTHS)
 
 
 def draw_identity(rng: random.Random) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..autoencoder import Autoencoder
+from ..autoencoder import Autoencoder, AutoencoderConfig
 from ..config import PUPPET
 from ..prepare.records import write_whole
 from ..train.export import train
@@ -26,8 +26,8 @@ STEPS = (*LABORATORY, "model", "pack")
 
 class Laboratory:
     """The steps, each skipped when its result is already in the run directory; only packing, which
-    takes seconds, is done again. Raises ValueError with one sentence where `run_dir` was begun with
-    another size or other counts."""
+    takes seconds, is done again. Raises ValueError with one sentence where the size or a count is not
+    possible, or `run_dir` was begun with others."""
 
     def __init__(
         self,
@@ -37,6 +37,8 @@ class Laboratory:
         test_clips: int = 16,
         workers: int = 1,
     ) -> None:
+        check_counts({"clips": clips, "test_clips": test_clips, "workers": workers})
+        _check_size(size)
         self.run_dir, self.workers, self.size = run_dir, workers, size
         self.folders = {name: run_dir / "prepared" / name for name in SPLITS}
         self.counts = {"train": clips, "test": test_clips}
@@ -101,6 +103,19 @@ class Laboratory:
     def pack(self) -> None:
         print(pack(self.run_dir, self.model(), self.run_dir / "loopy-puppet.safetensors"))
         pack_meter(self.run_dir, self.run_dir / "face_meter.safetensors")
+
+
+def check_counts(counts: dict[str, int]) -> None:
+    """By the names of their options. Raises ValueError with one sentence."""
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {count}; give 1 or more.")
+
+
+def _check_size(size: int) -> None:
+    patch = AutoencoderConfig().patch
+    if size < patch or size % patch:
+        raise ValueError(f"--size is {size}; give a multiple of {patch}, such as {PUPPET.image_size}.")
 
 
 def _say(name: str, metrics: dict[str, float]) -> None:

@@ -17,6 +17,8 @@ from loopy_model.config import PUPPET
 from loopy_model.evaluate import ablations, figures
 from loopy_model.evaluate.ablation_report import (
     COLUMNS,
+    RANKED,
+    SEEDS,
     by_variant,
     full_against_each,
     markdown,
@@ -141,11 +143,83 @@ def test_only_differences_larger_than_those_of_seeds_count() -> None:
         "identity error": [0.03, 0.03],
         "loss": [0.2, 0.2],
     }
+    full, other = ({SEEDS: [0, 1], **row} for row in (full, other))
     rows = full_against_each({"full": full, "other": other}).splitlines()
     assert rows[0] == "| full against | other |"
     signs = {name: sign for _, name, sign, _ in (map(str.strip, row.split("|")) for row in rows[2:])}
     assert {name: sign for name, sign in signs.items() if sign} == {"lip sync, opening": "+", "loss": "-"}
     assert full_against_each({"other": other}) == ""
+
+
+def test_every_figure_with_a_better_end_is_ranked() -> None:
+    assert list(RANKED) == [column for column in COLUMNS if column.split(",")[0] not in ("Glo", "Exp")]
+
+
+def test_variants_are_compared_at_the_seeds_that_both_have() -> None:
+    """By hand: at seeds 0 and 1 the loss is 0.1 lower; by place it would be 0.4 higher once."""
+
+    def row(losses: dict[int, float]) -> dict[str, list]:
+        columns = {column: [1.0] * len(losses) for column in COLUMNS}
+        return {SEEDS: list(losses), **columns, "loss": list(losses.values())}
+
+    full, other = row({0: 0.5, 1: 0.5, 10: 0.2}), row({10: 0.9, 1: 0.6, 0: 0.6, 2: 0.1})
+    rows = full_against_each(
+        {"full": row({0: 0.5, 1: 0.5}), "other": other, "once": row({1: 0.1})}
+    ).splitlines()
+    assert rows[0] == "| full against | other |" and rows[2] == "| loss | + |"
+    assert full_against_each({"full": full, "once": row({1: 0.1, 7: 0.1})}) == ""
+
+
+def test_pieces_of_another_measuring_are_no_results(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while the new model is being measured, nor after."""
+    short = "--faces 1 --seconds 0.24 --long-faces 1 --long-seconds 1 --level-faces 0 --steps 1"
+    monkeypatch.setattr(ablations, "SETTINGS", f"{short} --audio-ratio 1 --ref-ratio 1")
+    monkeypatch.setattr(ablations, "LOSS_SAMPLES", 1)
+    run = Ablations(build_parser().parse_args(["--lab", str(lab), "--run-dir", str(tmp_path)]))
+    folder = run.folder("full", 0)
+    loopy, card = folder / "loopy.safetensors", ModelCard("untrained", "nothing", "everything", "Apache-2.0")
+    save_checkpoint(loopy, Header(run.base, card), {"loopy": Loopy(run.base)})
+    run.measure(folder, loopy)
+    (measured,) = read_results(tmp_path).values()
+    pieces = folder / "measured" / "pieces"
+    face = json.loads((pieces / "face-00.json").read_text())
+    face["made_by"]["model"] = "another"
+    (pieces / "face-01.json").write_text(json.dumps(face))  # there were more of them
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Ablations, "held_out_loss", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.measure(folder, loopy)
+    assert read_results(tmp_path) == {} and not (pieces / "face-01.json").exists()
+    run.measure(folder, loopy)
+    assert str(read_results(tmp_path)) == str({"full/seed-0": measured})
+
+
+def test_results_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "full" / "seed-0"
+    folder.mkdir(parents=True)
+    for written in ({"all": 0.5}, {"made_by": {}, "loss": {"all": 0.5}}):
+        (folder / "loss.json").write_text(json.dumps(written))
+        assert read_results(tmp_path)["full/seed-0"]["loss"] == {"all": 0.5}
+
+
+@pytest.mark.parametrize(
+    "asked, sentence",
+    [
+        ("--steps 0", "--steps is 0; give 1 or more"),
+        ("--shared-steps 5 0", "--shared-steps is 0; give 1 or more"),
+        ("--threads 0", "--threads is 0; give 1 or more"),
+        ("--workers 0", "--workers is 0; give 1 or more"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(tmp_path: Path, asked: str, sentence: str) -> None:
+    with pytest.raises(SystemExit, match=sentence):
+        main(["--run-dir", str(tmp_path / "run"), *asked.split()])
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="cannot write .*file/run: Not a directory"):
+        main(["--run-dir", str(tmp_path / "file" / "run")])
 
 
 def test_a_run_trains_measures_reports_and_resumes(

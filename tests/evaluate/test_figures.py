@@ -9,9 +9,11 @@ import pytest
 pytest.importorskip("espeakng_loader")
 pytest.importorskip("accelerate")
 
-from loopy_model.evaluate import figures
-from loopy_model.evaluate.ablation_report import COLUMNS
+from loopy_model.evaluate import figures, puppet, puppet_tables
+from loopy_model.evaluate.ablation_report import COLUMNS, SEEDS
+from loopy_model.evaluate.drift import STATISTICS
 from loopy_model.evaluate.figures import main
+from loopy_model.evaluate.held_out import METER
 from loopy_model.evaluate.variants import VARIANTS
 from loopy_model.pipeline import BUNDLED
 from loopy_model.weights import content_digest
@@ -63,7 +65,7 @@ def test_figures_are_stored_part_by_part_and_shown_again(
     monkeypatch.setattr(figures, "STORED", tmp_path / "figures.json")
     with pytest.raises(SystemExit, match="there is no .*figures.json; name a folder with --lab"):
         main([])
-    (tmp_path / "results.json").write_text(json.dumps({"lip_sync": {"generated": {"open": 0.5}}}))
+    (tmp_path / "results.json").write_text(json.dumps({"faces": 1, "lip_sync": {"generated": {"open": 0.5}}}))
     main(["--lab", str(lab), "--store"])
     main(["--report", str(tmp_path), "--store"])
     capsys.readouterr()
@@ -78,7 +80,7 @@ def test_what_is_stored_has_every_figure_of_the_documents() -> None:
         "puppet"
     ].keys()
     assert list(known["ablations"]) == list(VARIANTS)
-    assert all(list(row) == list(COLUMNS) for row in known["ablations"].values())
+    assert all(list(row) == [SEEDS, *COLUMNS] for row in known["ablations"].values())
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
@@ -86,8 +88,47 @@ def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
         main(["--lab", str(tmp_path / "nothing")])
 
 
-def test_the_bundled_model_is_the_one_that_was_measured() -> None:
-    assert figures.stored()["puppet"]["model"] == content_digest(BUNDLED)[:16]
+def test_a_folder_without_results_is_one_sentence(tmp_path: Path) -> None:
+    """Not the figures of the documents, which are of another model."""
+    for option in ("--report", "--lab", "--student", "--ablations"):
+        with pytest.raises(SystemExit, match="there are no results yet in what was named; check the paths"):
+            main([option, str(tmp_path)])
+
+
+@pytest.mark.parametrize("others", ['{"format": "loopy-evaluation-1"}', "[]", "{"])
+def test_results_of_something_else_are_one_sentence(tmp_path: Path, others: str) -> None:
+    (tmp_path / "results.json").write_text(others)
+    with pytest.raises(SystemExit, match="results.json holds other results than of `evaluate puppet`"):
+        main(["--report", str(tmp_path)])
+
+
+def test_a_training_before_its_first_validation(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps({"stage": "one", "step": 7, "loss": 1.0, "seconds": 60.0}))
+    main(["--student", str(tmp_path)])
+    assert "stage one: 7 steps, 1 min; held-out loss: not measured yet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seconds, said", [({"made_by": {"long_seconds": 90.0}}, "90 s"), ({}, "the video")])
+def test_a_trend_is_over_what_was_measured(seconds: dict, said: str) -> None:
+    row = {key: 0.01 for name in STATISTICS for key in (name, f"{name}_trend")}
+    table = puppet_tables.markdown({**seconds, "drift": dict.fromkeys(puppet_tables.DRIFTS, row)})
+    assert f"| largest distance from the first clip (trend over {said}) |" in table
+
+
+def test_what_is_stored_was_measured_as_the_command_does_by_itself() -> None:
+    """Of the bundled model, read by the bundled meter."""
+    asked = puppet.build_parser().parse_args(["--report", "anywhere"])
+    assert figures.stored()["puppet"]["made_by"] == {
+        "version": puppet.VERSION,
+        "model": content_digest(BUNDLED)[:16],
+        "meter": content_digest(METER)[:16],
+        "sampling": [asked.steps, asked.audio_ratio, asked.ref_ratio],
+        "seconds": asked.seconds,
+        "long_seconds": asked.long_seconds,
+        "level_seconds": asked.level_seconds,
+        "first_face": asked.first_face,
+    }
+    assert figures.stored()["puppet"]["faces"] == asked.faces
 
 
 def test_what_is_asked_of_the_bundled_model() -> None:

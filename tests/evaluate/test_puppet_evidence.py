@@ -15,12 +15,14 @@ pytest.importorskip("matplotlib")
 
 from loopy_model.evaluate.drift import STATISTICS
 from loopy_model.evaluate.held_out import METER, held_out, movement_of
-from loopy_model.evaluate.puppet import Evaluation, build_parser, main, write_sheet
-from loopy_model.evaluate.puppet_report import rows_of, summarise, tables, write_report
+from loopy_model.evaluate.puppet import VERSION, Evaluation, build_parser, main, write_sheet
+from loopy_model.evaluate.puppet_report import from_json, rows_of, summarise, tables, to_json, write_report
+from loopy_model.pipeline import BUNDLED
 from loopy_model.puppet.fit import save_network
 from loopy_model.puppet.meter import FaceMeter
 from loopy_model.puppet.motion import MOTION
 from loopy_model.video import read_video
+from loopy_model.weights import content_digest
 
 SHORT = (
     "--faces 2 --seconds 0.48 --long-faces 1 --long-seconds 1 --level-faces 1 --level-seconds 0.48 --steps 2"
@@ -114,6 +116,7 @@ def test_rhythm_errors_are_of_each_face_and_of_the_means() -> None:
     none = summarise({"long-00": piece(float("nan"), 2.0), "long-01": piece(6.0, 6.0)})["rhythm"]
     assert none["blink_interval"]["without_rhythm"] == 1
     assert none["blink_interval"]["error"] == pytest.approx(0.5)
+    assert none["blink_interval"]["error_of_means"] == pytest.approx(0)  # 6 s against 6 s: of the second face
     assert none["blink_interval"]["memoryless"] == pytest.approx((0 + 2 / 3) / 2)  # 2 s, of 2 and of 6
 
 
@@ -163,7 +166,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_writes_every_figure_a_page_and_videos_that_play(report: Path) -> None:
-    results = json.loads((report / "results.json").read_text())
+    results = from_json((report / "results.json").read_text())
     groups = {"lip_sync", "picture", "movement", "continuation", "rhythm", "drift", "glo_by_level"}
     assert groups <= results.keys() and min(results["seconds_per_second"].values()) > 0
     assert list(results["seconds_per_second"])[-1] == "2 threads 3 branches"
@@ -181,6 +184,7 @@ def test_a_second_run_makes_nothing_again_but_what_is_missing(
     report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (report / "results.json").read_text()
+    assert json.loads(before)["made_by"]["long_seconds"] == 1 and "NaN" not in before
     (report / "pieces" / "continued-01.json").unlink()
     made: list[int] = []
     go_on = Evaluation.go_on
@@ -241,6 +245,77 @@ def test_another_meter_makes_the_pieces_again(report: Path, tmp_path: Path) -> N
     assert {**ours.made_by, "meter": ""} == {**others.made_by, "meter": ""}
 
 
-def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="there is no model .*nowhere.safetensors"):
-        main(["--report", str(tmp_path), "--model", str(tmp_path / "nowhere.safetensors")])
+def test_a_page_shows_only_what_its_run_made(report: Path, tmp_path: Path) -> None:
+    """The folder may still hold the sheet and the videos of another model."""
+    folder = Path(shutil.copytree(report, tmp_path / "report"))
+    pieces = {p.stem: from_json(p.read_text()) for p in (folder / "pieces").glob("*.json")}
+    long = {"long-00": pieces["long-00"]}
+    write_report(folder, summarise(long), long)
+    page = (folder / "report.html").read_text()
+    assert "videos/long-00.mp4" in page and "videos/face" not in page and "data:image/jpeg" not in page
+    faces = {"face-01": pieces["face-01"]}
+    write_report(folder, summarise(faces), faces)
+    page = (folder / "report.html").read_text()
+    assert "videos/face-01.mp4" in page and "face-00" not in page and "data:image/jpeg" in page
+
+
+def test_the_page_says_how_its_figures_were_made(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    assert (
+        f"face meter {content_digest(METER)[:16]}, pieces of version {VERSION}; 2 steps, ratios 1.5" in page
+    )
+    assert "0.48 s each, levels 0.48 s, long videos 1 s" in page
+
+
+def test_nan_is_null_in_the_files_and_nan_again_when_read(tmp_path: Path) -> None:
+    values = {"blink": [float("nan"), 1.5], "name": "long"}
+    text = to_json(values)
+    assert text == '{"blink": [null, 1.5], "name": "long"}'
+    for written in (text, json.dumps(values)):  # the second as earlier versions did
+        assert np.isnan(from_json(written)["blink"][0]) and from_json(written)["blink"][1] == 1.5
+    long = {**STEADY, **DRIFTING, "blink_interval": float("nan")}
+    results = summarise({"long-00": from_json(to_json(long))})
+    assert "null" in to_json(results) and len(tables(from_json(to_json(results))).splitlines()) > 10
+
+
+def test_a_face_without_its_video_is_made_again(report: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (report / "videos" / "face-01.mp4").unlink()
+    made: list[int] = []
+    talk = Evaluation.talk
+    monkeypatch.setattr(Evaluation, "talk", lambda self, n: made.append(n) or talk(self, n))
+    main(["--report", str(report), *SHORT.split()])
+    assert made == [1] and (report / "videos" / "face-01.mp4").is_file()
+
+
+def test_results_of_videos_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"format": "loopy-evaluation-1"}')
+    with pytest.raises(
+        SystemExit, match="holds other results than of `evaluate puppet`; give another --report"
+    ):
+        main(["--report", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    "asked, sentence",
+    [
+        ("--model DIR/nowhere.safetensors", "there is no model .*nowhere.safetensors; check the path"),
+        ("--meter DIR/nowhere.safetensors", "there is no meter .*nowhere.safetensors; check the path"),
+        ("--model DIR/broken", "broken cannot be read as a safetensors file"),
+        ("--meter DIR/broken", "broken is no face meter; `python -m loopy_model.puppet` makes one"),
+        (f"--meter {BUNDLED}", "loopy-puppet.safetensors is no face meter"),
+        ("--steps 0", "--steps is 0; give 1 or more"),
+        ("--steps 2000", "steps is 2000; choose 1 to 1000"),
+        ("--faces 0", "--faces is 0; give 1 or more"),
+        ("--long-faces -1", "--long-faces is -1; give 0 or more"),
+        ("--long-seconds 0", "--long-seconds is 0, less than a video frame; give more"),
+        ("--only face fice", "--only fice begins the name of no piece; choose among face, continued, head"),
+        ("--report DIR/broken", "cannot write .*broken/pieces: Not a directory"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(tmp_path: Path, asked: str, sentence: str) -> None:
+    (tmp_path / "broken").write_text("nothing")
+    report = ["--report", str(tmp_path / "report")]
+    with pytest.raises(SystemExit, match=sentence):
+        main([*report, *asked.replace("DIR", str(tmp_path)).split()])
+    assert not (tmp_path / "report").exists()

@@ -421,3 +421,29 @@ def test_a_laboratory_remembers_what_it_was_begun_with(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"was begun with {sentence}; use that again"):
             Laboratory(tmp_path, **other)
+
+
+@pytest.mark.parametrize(
+    "asked, sentence",
+    [
+        ("--clips 0", "--clips is 0; give 1 or more"),
+        ("--test-clips 0", "--test-clips is 0; give 1 or more"),
+        ("--workers 0", "--workers is 0; give 1 or more"),
+        ("--threads 0", "--threads is 0; give 1 or more"),
+        ("--size 100", "--size is 100; give a multiple of 16, such as 128"),
+        ("--size 0", "--size is 0; give a multiple of 16"),
+        ("--run-dir FILE/run", "cannot write .*laboratory.json: Not a directory"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, sentence: str
+) -> None:
+    pytest.importorskip("accelerate")
+    from loopy_model.puppet.__main__ import main
+
+    (tmp_path / "file").write_text("")
+    asked = f"--run-dir {tmp_path / 'run'} {asked.replace('FILE', str(tmp_path / 'file'))}"
+    monkeypatch.setattr("sys.argv", ["puppet", *asked.split()])
+    with pytest.raises(SystemExit, match=sentence):
+        main()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
