@@ -4,8 +4,9 @@
 """
 
 import argparse
+import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,22 @@ if TYPE_CHECKING:
     from .sampling import Request
 
 
+def finite(text: str) -> float:
+    """As argparse's type: a NaN would go through everything, into a file at last."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def refuse_output(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Before any work: what cannot be written, or would replace what it is made from. Ends in a sentence."""
+    if output.is_dir():
+        raise SystemExit(f"{output} is a folder; give the file to write.")
+    if any(path and path.resolve() == output.resolve() for path in inputs):
+        raise SystemExit(f"{output} would replace what it is made from; give another file to write.")
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="loopy generate", description="A portrait and a voice become a talking video."
@@ -32,21 +49,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--adapter", type=Path, help="what fine-tuning changed in that checkpoint (none)")
     parser.add_argument(
-        "--adapter-strength", type=float, default=1.0, help="0 is without, 1 is as it was trained (1)"
+        "--adapter-strength", type=finite, default=1.0, help="0 is without, 1 is as it was trained (1)"
     )
     parser.add_argument("--steps", type=int, default=25, help="DDIM steps (25)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument(
-        "--audio-ratio", type=float, default=PUPPET_RATIOS[0], help="guidance of the voice (1.5)"
+        "--audio-ratio", type=finite, default=PUPPET_RATIOS[0], help="guidance of the voice (1.5)"
     )
     parser.add_argument(
-        "--ref-ratio", type=float, default=PUPPET_RATIOS[1], help="guidance of the portrait (1.5)"
+        "--ref-ratio", type=finite, default=PUPPET_RATIOS[1], help="guidance of the portrait (1.5)"
     )
     parser.add_argument(
         "--solver", choices=SOLVERS, default="ddim", help="the others need fewer steps (ddim)"
     )
     parser.add_argument(
-        "--eta", type=float, default=0.0, help="of ddim: fresh noise in every step, 0 to 1 (0)"
+        "--eta", type=finite, default=0.0, help="of ddim: fresh noise in every step, 0 to 1 (0)"
     )
     return parser
 
@@ -60,6 +77,7 @@ def generate(arguments: Sequence[str]) -> None:
     args = build_parser().parse_args(arguments)
     if not args.output.parent.is_dir():
         raise SystemExit(f"there is no folder {args.output.parent} to write {args.output.name} into.")
+    refuse_output(args.output, (args.portrait, args.voice, args.model, args.adapter))
     try:
         pipeline = Pipeline(args.model, args.adapter, args.adapter_strength)
     except (NotALoopyModel, NotAnAdapter) as error:
@@ -105,10 +123,11 @@ def _request(args: argparse.Namespace, pipeline: "Pipeline") -> "Request":
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     from av import FFmpegError
+    from PIL.Image import DecompressionBombError
 
     try:
         yield
-    except (OSError, FFmpegError) as error:
+    except (OSError, FFmpegError, DecompressionBombError) as error:
         raise SystemExit(f"cannot read {path}: {error}") from error
     except ValueError as error:  # a sentence, also of too small a picture
         raise SystemExit(str(error)) from error
@@ -142,8 +161,9 @@ def merge(arguments: Sequence[str]) -> None:
     parser.add_argument("model", type=Path, help="checkpoint that the adapter was trained on")
     parser.add_argument("adapter", type=Path)
     parser.add_argument("result", type=Path, help="checkpoint to write")
-    parser.add_argument("--strength", type=float, default=1.0, help="1 is as it was trained (1)")
+    parser.add_argument("--strength", type=finite, default=1.0, help="1 is as it was trained (1)")
     args = parser.parse_args(arguments)
+    refuse_output(args.result, (args.model, args.adapter))
     try:
         merge_files(args.model, args.adapter, args.result, args.strength)
     except (NotALoopyModel, NotAnAdapter, OSError) as error:
@@ -173,6 +193,7 @@ def import_donor(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the weights that no donor has (0)")
     parser.add_argument("--dry-run", action="store_true", help="print the report and write nothing")
     args = parser.parse_args(arguments)
+    refuse_output(args.output, args.donors)
     try:
         made = prepare((file for donor in args.donors for file in read(donor)), args.layout)
         print(made.report, flush=True)
@@ -198,6 +219,10 @@ def main() -> None:
         return HERE[command](rest)
     if command not in ("prepare", "train", "evaluate", "puppet"):
         raise SystemExit(__doc__)
+    if not (Path(__file__).parent / command).is_dir():
+        raise SystemExit(
+            f"the Registry's archive has no `loopy {command}`; take a git checkout of the project for it."
+        )
     sys.argv = [f"loopy {command}", *rest]
     if command == "prepare":
         from .prepare.__main__ import main as run

@@ -30,6 +30,11 @@ hallo: for imported weights of Hallo. As joint, but motion frames ask as well, i
     through the layer at every step, so this costs more than joint.
 """
 
+BetaSchedule = Literal["scaled_linear", "linear"]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Spacing = Literal["leading", "trailing", "linspace"]
+"""Of the noise schedule, by diffusers' names."""
+
 AudioLayer = Literal["attention", "transformer"]
 AUDIO_LAYERS: tuple[AudioLayer, ...] = get_args(AudioLayer)
 """What reads the voice at an attention site. attention: the paper's cross-attention (3.3).
@@ -148,15 +153,20 @@ class DiffusionConfig:
     train_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    beta_schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"  # diffusers' names
+    beta_schedule: BetaSchedule = "scaled_linear"
+    prediction: Prediction = "epsilon"
     zero_terminal_snr: bool = False
-    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    spacing: Spacing = "leading"
     steps_offset: int = 1  # only "leading" uses it
     final_alpha_one: bool = False  # alpha-bar after the last step: 1, or that of t=0
     student_steps: int = 0  # distilled for so many steps of DDIM without guidance; 0: for any
 
     def __post_init__(self) -> None:
+        check_choice("beta_schedule", self.beta_schedule, get_args(BetaSchedule))
+        check_choice("prediction", self.prediction, get_args(Prediction))
+        check_choice("spacing", self.spacing, get_args(Spacing))
+        if self.train_steps < 1:
+            raise ValueError(f"train_steps is {self.train_steps}; it must be at least 1.")
         if self.prediction == "epsilon" and self.zero_terminal_snr and self.spacing != "leading":
             raise ValueError(
                 "zero terminal SNR leaves no signal at the first step, so epsilon cannot be "

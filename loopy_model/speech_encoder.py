@@ -29,10 +29,19 @@ _NO_DROPOUT = {
 }
 
 
+def refuse_other_fields(config: dict) -> None:
+    """Raises ValueError for what is not a size: other fields of `Wav2Vec2Config` can make transformers ask a
+    model hub for code, and `config` comes out of a file."""
+    for name, value in config.items():
+        sizes = value if isinstance(value, (list, tuple)) else [value]
+        if name not in TINY_SPEECH or not all(type(size) is int and 0 < size <= 8192 for size in sizes):
+            raise ValueError(f"a speech encoder with {name} = {value!r} is not built.")
+
+
 class SpeechEncoder(nn.Module):
     """waveform (B, samples) at 16 kHz -> hidden states (B, layers + 1, tokens, width).
 
-    `config` holds `Wav2Vec2Config` fields; every 320 samples make one token (50 Hz), token k
+    `config` holds the fields of `TINY_SPEECH`; every 320 samples make one token (50 Hz), token k
     centred on sample 200 + 320 k. The waveform is not normalised: loudness keeps its meaning.
     Weights are those of transformers' `Wav2Vec2Model` below the prefix `model.`.
     """
@@ -42,6 +51,7 @@ class SpeechEncoder(nn.Module):
 
         super().__init__()
         self.config = dict(config or TINY_SPEECH)
+        refuse_other_fields(self.config)
         self.model = Wav2Vec2Model(Wav2Vec2Config(**{**_NO_DROPOUT, **self.config}))
         _fold_weight_norm(self.model.encoder.pos_conv_embed.conv)
 

@@ -18,7 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .autoencoder import AutoencoderConfig
 from .config import LoopyConfig
+from .speech_encoder import refuse_other_fields
 
 FORMAT = "loopy"
 FORMAT_VERSION = 1
@@ -74,13 +76,17 @@ def read_header(path: Path) -> Header:
             f"{path.name} is a safetensors file, but not a Loopy model; choose a file "
             "made by `python -m loopy_model.train`, such as the bundled loopy-puppet.safetensors."
         )
-    if not metadata.get("format_version", "").isdigit() or int(metadata["format_version"]) > FORMAT_VERSION:
+    if not metadata.get("format_version", "").isdecimal() or int(metadata["format_version"]) > FORMAT_VERSION:
         raise NotALoopyModel(
             f"{path.name} has format version {metadata.get('format_version')}, this pack reads "
             f"up to {FORMAT_VERSION}; update ComfyUI-Loopy."
         )
     try:
         parts = {name: json.loads(metadata[name]) for name in PARTS[1:] if name in metadata}
+        if "speech_encoder" in parts:
+            refuse_other_fields(parts["speech_encoder"])
+        if "autoencoder" in parts:
+            AutoencoderConfig(**parts["autoencoder"]["sizes"])
         config = LoopyConfig.from_dict(json.loads(metadata["config"]))
         return Header(config, ModelCard(**json.loads(metadata["card"])), parts)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -78,9 +78,6 @@ class Frontend:
             ".filter(type => !(type in LiteGraph.registered_node_types))"
         )
 
-    def node_types(self) -> list[str]:
-        return self.page.evaluate("() => app.graph._nodes.map(node => node.type)")
-
     def prompt(self) -> Prompt:
         """What the frontend would queue."""
         return self.page.evaluate("async () => (await app.graphToPrompt()).output")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from loopy_model import cli
 from loopy_model.cli import generate, main
 from loopy_model.pipeline import BUNDLED, Pipeline
 from loopy_model.video import write_video
@@ -53,6 +54,8 @@ def test_help_is_no_error(
         ("text.txt", "voice.wav", "a.mp4", r"cannot read .*text.txt"),
         ("gone.png", "voice.wav", "a.mp4", r"cannot read .*gone.png"),
         ("small.png", "voice.wav", "a.mp4", r"the portrait is 20x30 pixels; use a picture of at least"),
+        (PORTRAIT, "voice.wav", "voice.wav", r"voice.wav would replace what it is made from"),
+        (PORTRAIT, "voice.wav", ".", r"is a folder; give the file to write"),
         (PORTRAIT, "voice.wav", "gone/a.mp4", r"there is no folder .*gone to write a.mp4 into"),
     ],
 )
@@ -78,9 +81,35 @@ def test_a_portrait_is_upright_as_the_phone_was_held(files: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     "choice, said",
-    [(["--steps", "0"], "steps is 0; choose 1 to 1000"), (["--eta", "1.5"], "eta is 1.5; choose 0 to 1")],
+    [
+        (["--steps", "0"], "steps is 0; choose 1 to 1000"),
+        (["--eta", "1.5"], "eta is 1.5; choose 0 to 1"),
+    ],
 )
 def test_one_sentence_names_the_number(files: Path, choice: list[str], said: str) -> None:
     with pytest.raises(SystemExit, match=said):
         generate([str(PORTRAIT), str(files / "voice.wav"), str(files / "a.mp4"), *choice])
     assert not (files / "a.mp4").exists()
+
+
+def test_a_picture_beyond_pillows_limit_is_refused(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SystemExit, match="cannot read .*mina.png: Image size .* exceeds limit"):
+        generate([str(PORTRAIT), str(files / "voice.wav"), str(files / "a.mp4")])
+
+
+@pytest.mark.parametrize("option", ["--audio-ratio", "--ref-ratio", "--eta", "--adapter-strength"])
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_what_is_no_finite_number_is_refused(
+    files: Path, capsys: pytest.CaptureFixture[str], option: str, number: str
+) -> None:
+    with pytest.raises(SystemExit):
+        generate([str(PORTRAIT), str(files / "voice.wav"), str(files / "a.mp4"), option, number])
+    assert f"argument {option}: invalid finite value: '{number}'" in capsys.readouterr().err
+
+
+def test_the_archive_says_what_it_does_not_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "cli.py"))
+    monkeypatch.setattr("sys.argv", ["loopy", "train", "--help"])
+    with pytest.raises(SystemExit, match="archive has no `loopy train`; take a git checkout"):
+        main()

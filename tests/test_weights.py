@@ -85,7 +85,7 @@ def test_half_precision_is_the_rounded_weight(model: Loopy, tmp_path: Path, dtyp
 
 def test_several_networks_share_a_file_and_do_not_mix(model: Loopy, tmp_path: Path) -> None:
     codec = Autoencoder(AutoencoderConfig(widths=(8, 8, 16)))
-    path, sizes = tmp_path / "all.safetensors", {"autoencoder": {"width": 16}}
+    path, sizes = tmp_path / "all.safetensors", {"autoencoder": {"sizes": {"widths": [8, 8, 16]}}}
     save_checkpoint(path, Header(TINY, CARD, sizes), {"loopy": model, "autoencoder": codec}, torch.float32)
     parts = load_tensors(path)
     assert set(parts) == {"loopy", "autoencoder"}
@@ -183,6 +183,18 @@ BAD_FILES: dict[str, Callable[[Path], None]] = {
     "no card": lambda path: rewrite(path, card=None),
     "a short card": lambda path: rewrite(path, card='{"name": "x"}'),
     "a damaged part": lambda path: rewrite(path, autoencoder="{"),
+    "a part without sizes": lambda path: rewrite(path, autoencoder='{"x": 1}'),
+    "a part as large as a house": lambda path: rewrite(
+        path, autoencoder='{"sizes": {"widths": [8, 8000000]}}'
+    ),
+    "layers without end": lambda path: rewrite(path, speech_encoder='{"num_hidden_layers": 1000000}'),
+    "code from a hub": lambda path: rewrite(
+        path, speech_encoder='{"hidden_size": 64, "attn_implementation": "someone/kernels"}'
+    ),
+    "an unknown prediction": with_config(diffusion={"prediction": "noise"}),
+    "an unknown spacing": with_config(diffusion={"spacing": "wide"}),
+    "no training steps": with_config(diffusion={"train_steps": 0}),
+    "a version that is no digit": lambda path: rewrite(path, format_version="²"),
     "an unknown setting": with_config(colour="blue"),
     "a part that is no part": with_config(clip=None),
     "an unknown size": with_config(unet=TINY.to_dict()["unet"] | {"depth": 3}),

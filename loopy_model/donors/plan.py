@@ -127,6 +127,13 @@ def _check(
             f"the donor is incomplete: {len(missing)} weights are missing (first: {min(missing)}); "
             "download its files again."
         )
+    counted = [
+        key for source in sources.values() for key in source.keys if not donor[key].is_floating_point()
+    ]
+    if counted:
+        raise NotADonor(
+            f"{min(counted)} holds whole numbers: the file is quantised; give the fp16 or fp32 file of the same model."
+        )
     for name, source in sources.items():
         if not _fits(source, donor, shapes[name]):
             parts = " and ".join(f"{key} {tuple(donor[key].shape)}" for key in source.keys)

@@ -1,7 +1,7 @@
 """Weight files -> named tensors.
 
-Nothing in a file is executed: pickles are opened with `weights_only`. The tensors are views of the
-mapped file, so their numbers are read when they are used and a donor costs next to no memory.
+Nothing in a file is executed: pickles are opened with `weights_only`, by a PyTorch that keeps to it. The tensors are
+views of the mapped file, so their numbers are read when they are used and a donor costs next to no memory.
 """
 
 import json
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 SAFE, PICKLED = (".safetensors", ".sft"), (".ckpt", ".pt", ".pth", ".bin")
+SAFE_PICKLES = (2, 6)  # before this version of PyTorch a file could run code all the same (CVE-2025-32434)
 WRAPPERS = ("state_dict", "module")  # under which trainers put the weights
 DIFFUSERS = "diffusion_pytorch_model"  # of such files one folder may hold several: whole, fp16, pickled
 INDEX = ".index.json"
@@ -49,8 +50,7 @@ def read(path: Path) -> list[WeightFile]:
 def _folder(folder: Path, root: Path) -> Iterator[WeightFile]:
     files = sorted(file for file in folder.iterdir() if file.suffix in (*SAFE, *PICKLED))
     if index := min(folder.glob(f"*{INDEX}"), default=None):  # "....index.json" before "....index.fp16.json"
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        yield _found(folder, root, *(folder / shard for shard in shards))
+        yield _found(folder, root, *_shards(index))
         files = [file for file in files if not file.name.startswith(index.name.split(".")[0])]
     copies = [file for file in files if file.name.startswith(DIFFUSERS)]
     if copies:
@@ -58,6 +58,14 @@ def _folder(folder: Path, root: Path) -> Iterator[WeightFile]:
     for file in files:
         if file not in copies:
             yield WeightFile(str(file.relative_to(root.parent)), _load(file), found=True)
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return sorted(index.parent / name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotADonor(f"{index.name} cannot be read; copy or download it again.") from error
 
 
 def _preference(file: Path) -> tuple[bool, int]:
@@ -85,7 +93,9 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{path.name} holds more than weights and is not opened, because such a file can run code; "
             "look for a .safetensors of the same model."
         ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except NotADonor:
+        raise
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise NotADonor(
             f"{path.name} cannot be read; it may be incomplete: copy or download it again."
         ) from error
@@ -96,6 +106,11 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> object:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < SAFE_PICKLES:
+        raise NotADonor(
+            f"{path.name} is not opened by PyTorch {torch.__version__}, in which such a file can run code; "
+            "update PyTorch to 2.6 or newer, or give a .safetensors of the same model."
+        )
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 

@@ -101,6 +101,14 @@ def test_a_refusal_is_one_sentence_and_writes_nothing(
     assert not path.exists()
 
 
+def test_a_donor_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, *_ = save(moore(), tmp_path)
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match=f"{path.name} would replace what it is made from"):
+        run(monkeypatch, path, "--output", path)
+    assert path.read_bytes() == before
+
+
 # --- what is opened -----------------------------------------------------------------------------
 
 
@@ -181,6 +189,35 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(
             rf"{name} holds more than weights and is not opened.*\.safetensors", refusal(tmp_path / name)
         )
     assert not (tmp_path / "trapped").exists()
+
+
+def test_pickles_are_not_opened_by_a_pytorch_that_may_run_them(
+    tmp_path: Path, motion: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = save([WeightFile("a.ckpt", motion)], tmp_path)
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    assert "a.ckpt is not opened by PyTorch 2.5.1+cpu" in refusal(path)
+    (path,) = save([WeightFile("a.safetensors", motion)], tmp_path)
+    assert files(path)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"weight_map": {', "{}", "[]", '{"weight_map": {"a": 5}}', '{"weight_map": 3}']
+)
+def test_a_damaged_index_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json cannot be read" in refusal(tmp_path)
+
+
+def test_a_page_instead_of_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_text("hello world")
+    assert "a.pth" in refusal(tmp_path / "a.pth")
+
+
+def test_quantised_weights_are_refused(small: State, motion: State) -> None:
+    key = min(key for key in small if key.endswith("attn1.to_q.weight"))
+    whole = WeightFile("unet", small | {key: small[key].to(torch.int8)})
+    assert f"{key} holds whole numbers" in refusal(whole, WeightFile("mm", motion))
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
