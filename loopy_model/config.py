@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 SAMPLE_RATE = 16_000  # Hz, what wav2vec hears
+LONGEST_SPAN = 10_000  # past frames that motion frames can come from, 400 s; all of them are kept
 
 Sampling = Literal["uniform", "mean", "random"]
 SAMPLINGS: tuple[Sampling, ...] = get_args(Sampling)
@@ -62,6 +63,14 @@ class ClipGeometry:
 
     def __post_init__(self) -> None:
         check_choice("sampling", self.sampling, SAMPLINGS)
+        for name in ("fps", "frames", "stride", "ratio", "segments"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.motion_frames > LONGEST_SPAN or self.motion_span > LONGEST_SPAN:
+            raise ValueError(
+                f"{self.segments} segments that start with {self.stride} frames and grow by {self.ratio} reach "
+                f"more than {LONGEST_SPAN} frames back; choose a smaller ratio, or a larger stride and fewer segments."
+            )
 
     @property
     def motion_frames(self) -> int:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .config import SAMPLINGS, ClipGeometry, Sampling, check_choice
 
-LONGEST_SPAN = 10_000  # past frames, 400 s; all of them are kept
 Ages = tuple[int, ...]  # the past frames that one motion frame stands for; age 0 is the newest
 
 
@@ -26,14 +25,6 @@ class TemporalSegments:
         if self.sampling is None:
             object.__setattr__(self, "sampling", self.clip.sampling)  # the dataclass is frozen
         check_choice("sampling", self.sampling, SAMPLINGS)
-        for name in ("stride", "ratio", "segments"):
-            if getattr(self.clip, name) < 1:
-                raise ValueError(f"{name} is {getattr(self.clip, name)}; it must be at least 1.")
-        if self.clip.motion_span > LONGEST_SPAN:
-            raise ValueError(
-                f"{self.clip.segments} segments that grow by {self.clip.ratio} reach {self.clip.motion_span} frames back, "
-                f"at most {LONGEST_SPAN} are possible; choose a smaller ratio, or a larger stride and fewer segments."
-            )
 
     def ages(self, generator: torch.Generator | None = None) -> list[Ages]:
         """One entry per motion frame, nearest first."""

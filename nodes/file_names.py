@@ -10,6 +10,7 @@ import folder_paths
 
 PLACE = re.compile(r"%([^%]+)%")
 DATE = re.compile("yyyy|yy|MM?|dd?|hh?|mm?|ss?")
+LONGEST = 80  # bytes of one inserted value: file systems allow 255 in all
 NOT_IN_NAMES = re.compile(r'[/?<>\\:*|"\x00-\x1f\x7f]')
 
 
@@ -38,9 +39,14 @@ def expanded(prefix: str, prompt: dict[str, Any]) -> str:
         if kind == "date" and form:
             return _date(form)  # whose slashes make folders
         value = _value(place[1], prompt)
-        return place[0] if value is None else NOT_IN_NAMES.sub("_", str(value))
+        return place[0] if value is None else _short(NOT_IN_NAMES.sub("_", str(value)))
 
     return PLACE.sub(fill, prefix)
+
+
+def _short(value: str) -> str:
+    """A prompt is a value too."""
+    return value.encode()[:LONGEST].decode(errors="ignore").strip()
 
 
 def _date(form: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -137,7 +138,10 @@ def own_tree(path: Path) -> Path:
 def own_python(tree: Path) -> Path:
     """The Python of a user's ComfyUI: as told, its environment, or the current one."""
     if named := os.environ.get("COMFYUI_PYTHON"):
-        return Path(named).expanduser().absolute()
+        found = shutil.which(os.path.expanduser(named))
+        if not found:
+            raise SetupError(f"COMFYUI_PYTHON={named} is no program; set it to the Python of ComfyUI.")
+        return Path(found).absolute()
     places = ("venv/bin", ".venv/bin", "venv/Scripts", ".venv/Scripts", "../python_embeded")
     found = [tree / place / name for place in places for name in ("python", "python.exe")]
     python = next((file for file in found if file.exists()), Path(sys.executable))
@@ -147,6 +151,7 @@ def own_python(tree: Path) -> Path:
 
 def add_pack(tree: Path) -> str:
     custom_nodes = tree / "custom_nodes"
+    custom_nodes.mkdir(exist_ok=True)
     pack = find_pack(custom_nodes)
     if pack:
         say(f"The pack is already there: {pack}")

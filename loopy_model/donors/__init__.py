@@ -4,7 +4,7 @@
 where each weight goes, `plan` checks and builds, `report` accounts for every weight.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +37,22 @@ class Import:
 
 def prepare(files: Iterable[WeightFile], layout: Layout = "loopy") -> Import:
     """The files of one donor, in any order. Raises NotADonor with one sentence."""
+    files = list(files)
     donor, unused = gather(files)
-    family = choose(parts_of(donor))
-    config = family.config(donor, layout)
+    family = choose(parts_of(donor), trouble(files))
+    try:
+        config = family.config(donor, layout)
+    except NotADonor:
+        raise
+    except (LookupError, ValueError, ArithmeticError) as error:  # of the weights that tell the sizes
+        missing = f" ({error.args[0]} is missing)" if isinstance(error, KeyError) else ""
+        raise NotADonor(f"the donor's weights are damaged{missing}; download its files again.") from error
     rows = family.rows(config)
     plan = make_plan(config, donor, rows, family.special, family.own(donor))
     return Import(family, plan, donor, unused)
 
 
-def gather(files: Iterable[WeightFile]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def gather(files: Sequence[WeightFile]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """All weights under their names here; the names of files that lay there and are of no use."""
     donor: dict[str, Tensor] = {}
     given: dict[str, str] = {}  # part -> file
@@ -61,15 +68,25 @@ def gather(files: Iterable[WeightFile]) -> tuple[dict[str, Tensor], tuple[str, .
             given[part] = file.name
         donor |= weights
     if not donor:
-        raise NotADonor(f"nothing in {', '.join(unused)} can be imported; docs/importing.md lists what can.")
+        raise NotADonor(
+            trouble(files)
+            or f"nothing in {', '.join(unused)} can be imported; docs/importing.md lists what can."
+        )
     return donor, tuple(unused)
 
 
-def choose(parts: set[str]) -> Family:
-    """The family that consists of exactly these parts."""
+def trouble(files: Sequence[WeightFile]) -> str:
+    """With the first file of a folder that could not be opened."""
+    return next((file.trouble for file in files if file.trouble), "")
+
+
+def choose(parts: set[str], trouble: str) -> Family:
+    """The family that consists of exactly these parts; if there is none, `trouble` with a file may be why."""
     for family in FAMILIES:
         if set(family.parts) <= parts <= {*family.parts, *family.extras}:
             return family
+    if trouble:
+        raise NotADonor(trouble)
     family = max(FAMILIES, key=lambda family: len(parts & set(family.parts)) - len(set(family.parts) - parts))
     have = " and ".join(PARTS[part] for part in PARTS if part in parts)
     if missing := [part for part in family.parts if part not in parts]:

@@ -21,6 +21,11 @@ SAFE_PICKLES = (2, 6)  # before this version of PyTorch a file could run code al
 WRAPPERS = ("state_dict", "module")  # under which trainers put the weights
 DIFFUSERS = "diffusion_pytorch_model"  # of such files one folder may hold several: whole, fp16, pickled
 INDEX = ".index.json"
+NOT_DOWNLOADED = {  # first bytes, in small letters -> what a download left in the place of the weights
+    b"version https://git-lfs": "a pointer of Git LFS",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+}
 
 
 class NotADonor(ValueError):
@@ -32,6 +37,7 @@ class WeightFile:
     name: str  # for messages
     tensors: dict[str, Tensor]
     found: bool = False  # in a folder, not named by the user
+    trouble: str = ""  # why one that was found could not be opened
 
 
 def read(path: Path) -> list[WeightFile]:
@@ -57,7 +63,7 @@ def _folder(folder: Path, root: Path) -> Iterator[WeightFile]:
         yield _found(folder, root, min(copies, key=_preference))
     for file in files:
         if file not in copies:
-            yield WeightFile(str(file.relative_to(root.parent)), _load(file), found=True)
+            yield _stranger(file, root)
 
 
 def _shards(index: Path) -> list[Path]:
@@ -78,6 +84,15 @@ def _found(folder: Path, root: Path, *files: Path) -> WeightFile:
     return WeightFile(str(folder.relative_to(root.parent)), tensors, found=True)
 
 
+def _stranger(file: Path, root: Path) -> WeightFile:
+    """A file of unknown use; one that cannot be opened does no harm unless something is missing."""
+    name = str(file.relative_to(root.parent))
+    try:
+        return WeightFile(name, _load(file), found=True)
+    except NotADonor as error:
+        return WeightFile(name, {}, found=True, trouble=str(error))
+
+
 def _load(path: Path) -> dict[str, Tensor]:
     if path.suffix not in (*SAFE, *PICKLED):
         raise NotADonor(
@@ -85,6 +100,7 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{', '.join((*SAFE, *PICKLED))}."
         )
     try:
+        _refuse_not_downloaded(path)
         content = load_file(path) if path.suffix in SAFE else _unpickle(path)
     except FileNotFoundError as error:
         raise NotADonor(f"{path.name} is missing beside its index; download it too.") from error
@@ -103,6 +119,14 @@ def _load(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise NotADonor(f"{path.name} holds no weights; give another file.")
     return tensors
+
+
+def _refuse_not_downloaded(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(max(map(len, NOT_DOWNLOADED))).lower()
+    for known, what in NOT_DOWNLOADED.items():
+        if start.startswith(known):
+            raise NotADonor(f"{path.name} is {what} instead of the weights; download the file itself.")
 
 
 def _unpickle(path: Path) -> object:

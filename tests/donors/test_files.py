@@ -214,6 +214,33 @@ def test_a_page_instead_of_weights_is_refused(tmp_path: Path) -> None:
     assert "a.pth" in refusal(tmp_path / "a.pth")
 
 
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+        ("<!DOCTYPE html>", "a web page"),
+    ],
+)
+def test_what_a_download_left_instead_of_weights_is_named(
+    tmp_path: Path, name: str, text: str, what: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert refusal(tmp_path / name) == f"{name} is {what} instead of the weights; download the file itself."
+
+
+def test_a_file_that_cannot_be_opened_does_harm_only_where_something_is_missing(
+    tmp_path: Path, motion: State, small: State
+) -> None:
+    save([WeightFile("mm.ckpt", motion)], tmp_path)
+    (tmp_path / "other.pth").write_text("hello world")
+    net = WeightFile("unet", small)
+    assert prepare([*files(tmp_path), net]).unused == (f"{tmp_path.name}/other.pth",)
+    assert refusal(tmp_path).startswith("other.pth ")
+    (tmp_path / "mm.ckpt").unlink()
+    assert refusal(tmp_path).startswith("other.pth ")
+
+
 def test_quantised_weights_are_refused(small: State, motion: State) -> None:
     key = min(key for key in small if key.endswith("attn1.to_q.weight"))
     whole = WeightFile("unet", small | {key: small[key].to(torch.int8)})
@@ -314,6 +341,26 @@ def test_incomplete_and_strange_donors_are_refused(small: State, motion: State) 
     assert "unet.class_embedding.weight is a weight that no known model" in refusal(odd, module)
     deep = motion | {"up_blocks.3.motion_modules.7.temporal_transformer.proj_out.bias": ZERO}
     assert "has no place in SD1.5's shape" in refusal(net, WeightFile("deep", deep))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "audioproj.proj1.weight",
+        "audioproj.proj3.weight",
+        "audioproj.norm.weight",
+        "denoising_unet.conv_in.weight",
+        "denoising_unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight",
+    ],
+)
+def test_donors_without_the_weights_that_tell_the_sizes_are_refused(name: str) -> None:
+    (net_pth,) = hallo()
+    for weights in (
+        without(net_pth.tensors, name),
+        net_pth.tensors | {name: ZERO},
+        net_pth.tensors | {name: torch.zeros(0)},
+    ):
+        refusal(WeightFile("net.pth", weights))
 
 
 # --- afterwards ---------------------------------------------------------------------------------

@@ -281,3 +281,14 @@ def test_dates_and_values_in_a_file_name(host: Host, client: Client) -> None:
     name = saved_as(host, client, "%date:yyyy/MM-dd%/%EmptyImage.width% wide, %fps% %date:yy.M%", 25.0)
     now = datetime.now()
     assert name == f"{now:%Y}/{now:%m-%d}/64 wide, %fps% {now:%y}.{now.month}_00001_.mp4"
+
+
+def test_a_long_text_in_a_file_name_is_cut(host: Host, client: Client) -> None:
+    prompt = combine(filename_prefix="%Text.value%-é", frames=2)
+    prompt["text"] = {
+        "class_type": "PrimitiveString",
+        "inputs": {"value": "ü" * 300},
+        "_meta": {"title": "Text"},
+    }
+    [file] = client.run(prompt)["combine"]["images"]
+    assert file["filename"] == f"{'ü' * 40}-é_00001_.mp4"
