@@ -11,12 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .config import LoopyConfig
-from .weights import ADAPTER_FORMAT, ModelCard, read_header, write_tensors
+from .weights import ADAPTER_FORMAT, ModelCard, open_safetensors, read_header, write_tensors
 
 ADAPTER_VERSION = 1
 PREFIX = "loopy."  # of the model's own tensors in a checkpoint
@@ -130,7 +129,7 @@ def _by_weight(tensors: dict[str, Tensor], path: Path) -> dict[str, dict[str, Te
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with _open(path) as file:
+    with open_safetensors(path, NotAnAdapter) as file:
         return file.metadata() or {}
 
 
@@ -144,21 +143,9 @@ def _does_not_fit(path: Path, what: str) -> NotAnAdapter:
 
 def _read(path: Path, config: LoopyConfig) -> dict[str, Tensor]:
     """The tensors, once the header has said that they are meant for such a model."""
-    with _open(path) as file:
+    with open_safetensors(path, NotAnAdapter) as file:
         _check_header(file.metadata() or {}, path, config)
         return {key: file.get_tensor(key) for key in file.keys()}
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(str(path), framework="pt")
-    except FileNotFoundError as error:
-        raise NotAnAdapter(f"{path.name} is not there; choose another adapter.") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise NotAnAdapter(
-            f"{path.name} cannot be read as a safetensors file; "
-            "it may be incomplete: copy or download it again."
-        ) from error
 
 
 def _check_header(metadata: dict[str, str], path: Path, config: LoopyConfig) -> None:

@@ -33,7 +33,8 @@ def refuse_output(output: Path, inputs: Iterable[Path | None]) -> None:
     """Before any work: what cannot be written, or would replace what it is made from. Ends in a sentence."""
     if output.is_dir():
         raise SystemExit(f"{output} is a folder; give the file to write.")
-    if any(path and path.resolve() == output.resolve() for path in inputs):
+    given = [path.resolve() for path in inputs if path]
+    if any(path in (output.resolve(), *output.resolve().parents) for path in given) and output.exists():
         raise SystemExit(f"{output} would replace what it is made from; give another file to write.")
 
 

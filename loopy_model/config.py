@@ -4,10 +4,11 @@ Every size that other modules need is a field or a property here and nowhere els
 stores its `LoopyConfig` in the file's header, so a model always knows its own geometry.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 SAMPLE_RATE = 16_000  # Hz, what wav2vec hears
+LARGEST_SIZE = 1_000_000  # of anything that a file's header may ask for
 LONGEST_SPAN = 10_000  # past frames that motion frames can come from, 400 s; all of them are kept
 
 Sampling = Literal["uniform", "mean", "random"]
@@ -63,9 +64,10 @@ class ClipGeometry:
 
     def __post_init__(self) -> None:
         check_choice("sampling", self.sampling, SAMPLINGS)
-        for name in ("fps", "frames", "stride", "ratio", "segments"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        least = {"fps": 1, "frames": 2, "stride": 1, "ratio": 1, "segments": 1, "audio_context": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {smallest}.")
         if self.motion_frames > LONGEST_SPAN or self.motion_span > LONGEST_SPAN:
             raise ValueError(
                 f"{self.segments} segments that start with {self.stride} frames and grow by {self.ratio} reach "
@@ -209,12 +211,19 @@ class LoopyConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LoopyConfig":
-        """Inverse of `to_dict`, also after JSON turned tuples into lists; unknown names raise TypeError."""
+        """Inverse of `to_dict`, also after JSON turned tuples into lists; unknown names raise TypeError, sizes
+        that cannot be meant ValueError."""
         parts = {"clip": ClipGeometry, "unet": UNetConfig, "audio": AudioConfig, "diffusion": DiffusionConfig}
-        return cls(**{k: parts[k](**_tuples(v)) if k in parts else v for k, v in values.items()})
+        made = {k: parts[k](**_checked(parts[k], v)) for k, v in values.items() if k in parts}
+        return cls(**_checked(cls, {k: v for k, v in values.items() if k not in parts}), **made)
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+def _checked(part: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Lists as tuples, and whole numbers where such are wanted."""
+    whole = {field.name for field in fields(part) if field.type is int}
+    for name, value in values.items():
+        if name in whole and not (type(value) is int and 0 <= value <= LARGEST_SIZE):
+            raise ValueError(f"{name} is {value!r}; it must be a whole number up to {LARGEST_SIZE}.")
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
 
 

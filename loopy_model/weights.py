@@ -54,18 +54,25 @@ class NotALoopyModel(ValueError):
     """The file cannot be used as a Loopy checkpoint; the message says why and what to do."""
 
 
-def read_header(path: Path) -> Header:
-    """Reads the header alone. Raises NotALoopyModel with one sentence."""
+def open_safetensors(path: Path, refusal: type[ValueError]) -> safe_open:
+    """Raises `refusal` with one sentence."""
+    if path.is_dir():
+        raise refusal(f"{path.name} is a folder; choose a safetensors file in it.")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
+        return safe_open(str(path), framework="pt")
     except FileNotFoundError as error:
-        raise NotALoopyModel(f"there is no file {path}; check the path.") from error
+        raise refusal(f"there is no file {path}; check the path.") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise NotALoopyModel(
+        raise refusal(
             f"{path.name} cannot be read as a safetensors file; "
             "it may be incomplete: copy or download it again."
         ) from error
+
+
+def read_header(path: Path) -> Header:
+    """Reads the header alone. Raises NotALoopyModel with one sentence."""
+    with open_safetensors(path, NotALoopyModel) as file:
+        metadata = file.metadata() or {}
     if metadata.get("format") == ADAPTER_FORMAT:
         raise NotALoopyModel(
             f"{path.name} is an adapter, not a whole model; choose the model that it was made from, "

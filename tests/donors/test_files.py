@@ -107,6 +107,9 @@ def test_a_donor_is_never_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(SystemExit, match=f"{path.name} would replace what it is made from"):
         run(monkeypatch, path, "--output", path)
     assert path.read_bytes() == before
+    with pytest.raises(SystemExit, match=f"{path.name} would replace what it is made from"):
+        run(monkeypatch, tmp_path, "--output", path)
+    assert path.read_bytes() == before
 
 
 # --- what is opened -----------------------------------------------------------------------------
