@@ -25,15 +25,6 @@ def frame_count(samples: int, sample_rate: int, fps: int) -> int:
     return (2 * samples * fps + sample_rate) // (2 * sample_rate)
 
 
-def resample(voice: Tensor, sample_rate: int) -> Tensor:
-    """A mono voice (samples,) of any rate -> 16 kHz."""
-    if sample_rate == SAMPLE_RATE:
-        return voice
-    import librosa
-
-    return torch.from_numpy(librosa.resample(voice.numpy(), orig_sr=sample_rate, target_sr=SAMPLE_RATE))
-
-
 def align_to_frames(hidden: Tensor, frames: int | range, fps: int, first_token: int = 0) -> Tensor:
     """Hidden states (L, T, D) -> (F, L, D): linear interpolation at the middle of each frame.
 

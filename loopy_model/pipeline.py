@@ -8,15 +8,17 @@ from einops import rearrange
 from torch import Tensor
 
 from .adapter import apply_adapter, config_with
-from .audio import hear, resample
+from .audio import hear
 from .audio_to_latents import Source, score_of
 from .autoencoder import Autoencoder, AutoencoderConfig
+from .config import PUPPET_RATIOS, SAMPLE_RATE
 from .guidance import Guidance
 from .model import Loopy
 from .motion import TemporalSegments
 from .portrait import square_portrait
 from .sampling import Request, SamplingOptions, Step, generate
 from .speech_encoder import SpeechEncoder
+from .video import resampled
 from .weights import NotALoopyModel, load_strictly, load_tensors, read_header
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "models" / "loopy-puppet.safetensors"
@@ -53,7 +55,10 @@ class Pipeline:
     ) -> Tensor:
         """Portrait (H, W, C) 0..1, waveform (channels, samples) -> frames (F, size, size, 3) 0..1. The
         choices are those of `request`, in its order."""
-        request = self.request(portrait, resample(waveform.mean(0), sample_rate), *choices, **more)
+        voice = waveform.mean(0)
+        if sample_rate != SAMPLE_RATE:
+            voice = resampled(voice, sample_rate, SAMPLE_RATE)
+        request = self.request(portrait, voice, *choices, **more)
         if not len(request.speech):
             raise ValueError("the voice is shorter than half a video frame (20 ms); use a longer recording.")
         return torch.cat(list(self.clips(request)))
@@ -63,7 +68,7 @@ class Pipeline:
         self,
         portrait: Tensor,
         voice: Tensor | Iterable[Tensor],
-        guidance: Guidance = Guidance(),
+        guidance: Guidance = Guidance(*PUPPET_RATIOS),  # only puppets carry everything
         steps: int = 25,
         seed: int = 0,
         past: Tensor | None = None,

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+MOST_CHANNELS = 8  # of a sound; PyAV dies of more
 AAC_RATE = 48_000  # Hz; AAC knows few rates, and this one everything plays
 
 
@@ -137,6 +138,10 @@ def _sound(source: Tensor | Path | None, rate: int) -> Iterator[Sound | None]:
 def _decoded(file: av.container.InputContainer, layout: str, rate: int | None = None) -> Iterator[Tensor]:
     """(channels, samples) float32, block by block, of the first sound track."""
     stream = file.streams.audio[0]
+    if stream.channels > MOST_CHANNELS:
+        raise ValueError(
+            f"the sound has {stream.channels} channels, at most {MOST_CHANNELS} can be read; mix it down."
+        )
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate or stream.rate)
     for frame in chain(file.decode(stream), [None]):
         for out in resampler.resample(frame):

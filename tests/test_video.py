@@ -1,5 +1,6 @@
 """Frames and sound through a real file and back."""
 
+import wave
 import weakref
 from collections.abc import Iterator
 from fractions import Fraction
@@ -292,6 +293,15 @@ def test_a_voice_of_any_rate_is_the_same_at_another(rate: int) -> None:
     assert abs(len(voice) - 40_000) <= 1
     middle = slice(200, 39_800)  # the ends ring
     assert (voice[middle] - tone(2.5, 16_000)[0, middle]).abs().max() < 2e-3
+
+
+def test_a_sound_of_too_many_channels_is_refused(tmp_path: Path) -> None:
+    """PyAV ends the process when it reads one."""
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(9), file.setsampwidth(2), file.setframerate(16_000)
+        file.writeframes(bytes(9 * 2 * 100))
+    with pytest.raises(ValueError, match="the sound has 9 channels, at most 8 can be read; mix it down."):
+        list(read_voice(tmp_path / "a.wav", 16_000))
 
 
 @pytest.mark.parametrize("samples", [0, 1, 100])

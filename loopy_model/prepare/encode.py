@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import librosa
 import torch
 import torch.nn.functional as nnf
 from einops import rearrange
@@ -18,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from ..audio import hear, resample
+from ..audio import hear
 from ..config import LOOPY, SAMPLE_RATE, ClipGeometry, LoopyConfig
 from ..video import read_video
 from ..weights import read_header
@@ -172,6 +173,11 @@ class ClipEncoder:
         samples = clip.frames * SAMPLES_PER_FRAME
         voice = resample(waveform.mean(0), rate)[:samples]
         return hear(nnf.pad(voice, (0, samples - len(voice))), self.hear, FPS).features.cpu()
+
+
+def resample(voice: Tensor, rate: int) -> Tensor:
+    """A mono voice (samples,) of any rate -> 16 kHz."""
+    return torch.from_numpy(librosa.resample(voice.numpy(), orig_sr=rate, target_sr=SAMPLE_RATE))
 
 
 def read_clip(path: Path, test_sources: set[str]) -> tuple[EncodedClip, Tensor]:

@@ -22,7 +22,7 @@ from ..weights import (
 )
 from .data import PreparedClips
 from .distill import Distillation
-from .export import export
+from .export import export, result_path
 from .loop import Settings, Trainer
 from .plan import describe, lacking, measured
 from .preview import Preview, mouth_reader
@@ -122,17 +122,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def with_base(recipe: Recipe, base: Path | None) -> tuple[Recipe, dict[str, torch.Tensor] | None]:
-    """The recipe with the sizes of the base model, and the base's weights in float32."""
+    """The recipe with the configuration of the base model, if there is one, and the base's weights in float32."""
     if base is None:
         if recipe.config is None or recipe.low_rank or recipe.distillation:
             raise ValueError(f"recipe {recipe.name} trains on top of a model; give it with --base.")
         return recipe, None
     header = read_header(base)
-    if recipe.config not in (None, header.config):
-        raise ValueError(
-            f"{base.name} has other sizes than recipe {recipe.name}; give another base, "
-            'or a recipe file whose "config" is null.'
-        )
     weights = {key: tensor.float() for key, tensor in load_tensors(base).get("loopy", {}).items()}
     with torch.device("meta"):  # the check takes no memory
         load_strictly(Loopy(header.config), weights, base, assign=True)
@@ -176,10 +171,13 @@ def run(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     recipe, base = with_base(chosen_recipe(args), args.base)
+    if args.base and args.base.resolve() == result_path(recipe, args.run_dir).resolve():
+        raise ValueError(f"--run-dir {args.run_dir} would replace {args.base}; give another folder.")
     train, test = (PreparedClips(args.data, split, recipe.config) for split in ("train", "test"))
     settings = settings_of(args)
     for stage in recipe.stages:
-        train.pool(stage), test.pool(stage)
+        train.refuse_without_clips_for(stage)
+        test.refuse_without_clips_for(stage)
     if args.dry_run:
         return dry_run(args, recipe, train, test, settings, base)
     trainer = Trainer(
@@ -201,11 +199,11 @@ def dry_run(
     settings: Settings,
     base: dict[str, torch.Tensor] | None,
 ) -> None:
-    """The plan, then a few steps that leave nothing behind."""
+    """The plan, then a few steps, of which nothing stays but the recipe and the sizes of the data."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     pieces = {s.name: max(1, s.batch // (settings.accumulate * processes)) for s in recipe.stages}
     _say(describe(recipe, recipe.config, train, test, pieces))
-    if sentence := lacking(recipe, recipe.config, args.device, pieces, settings.checkpointing):
+    if sentence := lacking(recipe, recipe.config, settings, pieces, processes):
         _say(sentence)
     else:
         _say(measured(Trainer(recipe, args.run_dir, train, test, settings, base)))

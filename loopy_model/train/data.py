@@ -92,6 +92,9 @@ class PreparedClips:
             "silent": sum(not clip.voiced for clip in self.clips),
         }
 
+    def refuse_without_clips_for(self, stage: Stage) -> None:
+        self.pool(stage)
+
     def pool(self, stage: Stage) -> "Pool":
         """The clips that can serve a stage. Raises BadClip when there are none."""
         frames = 1 if stage.spatial_only else self.config.clip.frames

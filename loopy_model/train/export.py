@@ -15,13 +15,17 @@ from .state import whole_weights
 
 
 def train(recipe: Recipe, data: Path, run_dir: Path, base: dict[str, torch.Tensor] | None = None) -> Path:
-    """Trains what is left of a run on the CPU, without previews -> `run_dir`/loopy.safetensors.
+    """Trains what is left of a run on the CPU, without previews -> the result's path.
     Raises ValueError with one sentence where another recipe or other clips began it."""
     clips = (PreparedClips(data, split, recipe.config) for split in ("train", "test"))
     trainer = Trainer(recipe, run_dir, *clips, Settings(), base)
     trainer.run()
     export(trainer, None)
-    return run_dir / "loopy.safetensors"
+    return result_path(recipe, run_dir)
+
+
+def result_path(recipe: Recipe, run_dir: Path) -> Path:
+    return run_dir / ("adapter.safetensors" if recipe.low_rank else "loopy.safetensors")
 
 
 def export(trainer: Trainer, base: Path | None) -> Path | None:
@@ -40,12 +44,12 @@ def export(trainer: Trainer, base: Path | None) -> Path | None:
         limits=f"{limits} Trained by this project's own entry point; ByteDance released no weights.",
         licence=f"that of the base model: {below.licence}" if below else "as chosen by whoever trained it",
     )
+    path = result_path(recipe, trainer.run_dir)
     if recipe.low_rank:
-        path = trainer.run_dir / "adapter.safetensors"
         steps = config.diffusion.student_steps
         save_adapter(path, trainer.train.config, card, adapter_tensors(weights), student_steps=steps)
         return path
-    path, model = trainer.run_dir / "loopy.safetensors", Loopy(config)
+    model = Loopy(config)
     model.load_state_dict(weights)
     save_checkpoint(path, Header(config, card), {"loopy": model}, torch.float32)
     return path

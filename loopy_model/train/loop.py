@@ -45,6 +45,13 @@ class Settings:
     save_every: int = 200  # steps
     preview_every: int = 1000  # steps
 
+    def __post_init__(self) -> None:
+        for name, least in {"workers": 0, "accumulate": 1, "save_every": 1, "preview_every": 0}.items():
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no GPU that PyTorch can use here; leave --device out, or give cpu.")
+
 
 class Trainer:
     """Runs the stages of a recipe. The randomness of a step comes from (seed, stage, step) alone, so a
@@ -119,8 +126,6 @@ class Trainer:
         optimizer = self.make_optimizer(stage)
         if state is not None:
             restore(state, self.objective, self.average, optimizer.optimizer)
-            if self.accelerator.scaler is not None and "scaler" in state:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
             self.accelerator.wait_for_everyone()  # the first one may replace the file at once
         return optimizer
 
@@ -203,10 +208,12 @@ class Trainer:
                 self.accelerator.backward(losses.mean() / schedule.pieces)
             pieces.append(losses.detach())
         losses = self._gather(torch.stack(pieces))
-        self._refuse_what_is_not_finite(losses, stage, samples)
+        self._refuse_losses(losses, stage, samples)
         norm = self._clip(optimizer)
-        if self.accelerator.scaler is None:  # which leaves such steps out
-            self._refuse_what_is_not_finite(torch.full_like(losses, norm), stage, samples, "gradient")
+        if self.accelerator.scaler is None and not math.isfinite(norm):  # a scaler leaves such steps out
+            raise FloatingPointError(
+                f"the gradient of step {self.step + 1} of stage {stage.name} is {norm}; {self._advice()}"
+            )
         optimizer.step()
         optimizer.zero_grad()
         self.average.update()
@@ -231,18 +238,22 @@ class Trainer:
         everywhere = self.accelerator.gather(losses)
         return rearrange(everywhere, "(w a) b -> (a w b)", w=processes)
 
-    def _refuse_what_is_not_finite(
-        self, values: Tensor, stage: Stage, samples: Samples, what: str = "loss"
-    ) -> None:
-        if torch.isfinite(values).all():
+    def _refuse_losses(self, losses: Tensor, stage: Stage, samples: Samples) -> None:
+        """Those that are not finite, by the names of their clips."""
+        bad = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
+        if not bad:
             return
-        bad = (~torch.isfinite(values)).nonzero()[:, 0].tolist()
         windows = samples.windows(self.step)
         names = ", ".join(str(windows[i]) for i in bad[:4]) + (" and more" if len(bad) > 4 else "")
         raise FloatingPointError(
-            f"the {what} of step {self.step} of stage {stage.name} is {values[bad[0]].item()} for {names}; "
-            f"look at these clips and run the same command, which goes on from the last state in {self.run_dir}, "
-            "or lower the learning rate in another --run-dir."
+            f"the loss of step {self.step + 1} of stage {stage.name} is {losses[bad[0]].item()} for {names}; "
+            f"look at these clips; {self._advice()}"
+        )
+
+    def _advice(self) -> str:
+        return (
+            f"run the same command, which goes on from the last state in {self.run_dir}, or lower the learning "
+            "rate in another --run-dir."
         )
 
     def _finite(self, validation: dict[str, float], stage: Stage) -> dict[str, float]:
@@ -268,8 +279,9 @@ class Trainer:
         """Loss of the averaged model on held-out clips: the same samples and noise under each condition."""
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         count = math.ceil(VALIDATION_SAMPLES / processes) * processes
-        plain = replace(stage, face_weight=1.0, motion_noise=0.0)  # comparable from stage to stage
-        samples = Samples(self.test, plain, (self.recipe.seed, self.stage_index), batch=count)
+        # Comparable from stage to stage, but for single frames and clips.
+        plain = replace(stage, face_weight=1.0, motion_noise=0.0, timestep_power=1.0)
+        samples = Samples(self.test, plain, (self.recipe.seed, 0), batch=count)
         losses: dict[str, list[Tensor]] = {name: [] for name in validation_conditions(stage)}
         with self.average.applied():
             for index in range(rank, count, processes):
@@ -323,6 +335,8 @@ class Trainer:
         if self.is_main:
             self._write_recipe()  # stages that have not begun may be other ones now
             self.record.keep_until(self.stage_index, self.step)
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         if "optimizer" not in state:
             restore(state, self.objective, self.average, None)
             return None
@@ -346,7 +360,9 @@ class Trainer:
             return Objective(self.model)
         teacher = Loopy(self.train.config)
         teacher.load_state_dict(base)
-        teacher.to(self.device, PRECISIONS[self.settings.mixed_precision], memory_format=torch.channels_last)
+        teacher.requires_grad_(False)
+        store_frozen_layers(teacher, PRECISIONS[self.settings.mixed_precision])
+        teacher.to(self.device, memory_format=torch.channels_last)
         return DistillationObjective(self.model, teacher, self.recipe.distillation)
 
     def _spread(self, objective: Objective) -> nn.Module:

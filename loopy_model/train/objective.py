@@ -62,7 +62,7 @@ class ConditionDropping:
 
 @dataclass(frozen=True)
 class Draws(Tensors):
-    """Everything random about one training step."""
+    """What is random about the loss of one batch; windows and motion frames are drawn with the data."""
 
     timestep: Tensor  # (B,)
     keep_audio: Tensor  # (B,) bool

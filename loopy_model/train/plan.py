@@ -20,7 +20,7 @@ from ..layers import Attention
 from ..model import Loopy
 from .data import PreparedClips
 from .distill import Distillation, DistillationObjective
-from .loop import Trainer
+from .loop import PRECISIONS, Settings, Trainer
 from .lora import add_low_rank
 from .objective import Batch, Draws, Objective
 from .stages import Recipe, Stage
@@ -108,13 +108,14 @@ def _stage(stage: Stage, recipe: Recipe, config: LoopyConfig, model: Loopy, piec
     ]
 
 
-def fixed_memory(model: Loopy, recipe: Recipe) -> int:
-    """Bytes that do not depend on the batch: weights, those of a teacher too, and per trained weight its
-    gradient, two moments and its average."""
+def fixed_memory(model: Loopy, recipe: Recipe, precision: torch.dtype = torch.float32) -> int:
+    """Bytes that do not depend on the batch: weights, frozen ones and those of a teacher in `precision`, and
+    per trained weight its gradient, two moments and its average."""
+    everything = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    only_read = everything - trained + (everything if recipe.distillation else 0)
     moments = 2 if recipe.optimizer == "adamw8bit" else 8
-    models = 2 if recipe.distillation else 1
-    return models * 4 * sum(p.numel() for p in model.parameters()) + trained * (4 + moments + 4)
+    return precision.itemsize * only_read + trained * (4 + 4 + moments + 4)
 
 
 def cost_of(
@@ -199,19 +200,23 @@ def _shapes(config: LoopyConfig, stage: Stage, count: int) -> tuple[Batch, Draws
     return batch, draws
 
 
-def lacking(recipe: Recipe, config: LoopyConfig, device: str, piece: dict, checkpointing: bool) -> str | None:
+def lacking(
+    recipe: Recipe, config: LoopyConfig, settings: Settings, piece: dict, processes: int = 1
+) -> str | None:
     """A sentence when the run cannot fit this machine, so that nothing has to fail to show it."""
-    fixed = fixed_memory(skeleton(config, recipe.low_rank), recipe)
+    precision = PRECISIONS[settings.mixed_precision]
+    fixed = fixed_memory(skeleton(config, recipe.low_rank), recipe, precision)
     kept = max(
         piece[stage.name]
-        * cost_of(config, stage, recipe.low_rank, checkpointing, recipe.distillation).activations
+        * cost_of(config, stage, recipe.low_rank, settings.checkpointing, recipe.distillation).activations
         for stage in recipe.stages
     )
-    there = torch.cuda.mem_get_info()[0] if device == "cuda" else _free_memory()
-    if fixed + kept <= there:
+    needed = fixed / (processes if settings.shard else 1) + kept * precision.itemsize / 4
+    there = torch.cuda.mem_get_info()[0] if settings.device == "cuda" else _free_memory()
+    if needed <= there:
         return None
     return (
-        f"this run needs about {(fixed + kept) / GB:.1f} GB in float32, {there / GB:.1f} GB are free here: steps are "
+        f"this run needs about {needed / GB:.1f} GB, {there / GB:.1f} GB are free here: steps are "
         "not measured. --checkpointing, --accumulate, --mixed-precision, --shard and --low-rank need less."
     )
 
@@ -233,7 +238,7 @@ def measured(trainer: Trainer) -> str:
         left = seconds * stage.steps / 3600
         lines.append(
             f"stage {stage.name}: {seconds:.3g} s a step (mean of {TRIAL_STEPS} after one to warm up), "
-            f"{left:.3g} h for {stage.steps} steps; peak memory so far {peak_memory() / GB:.2f} GB"
+            f"{left:.3g} h for {stage.steps} steps; peak memory so far {peak_memory(trainer.device) / GB:.2f} GB"
         )
     return "\n".join(lines)
 
@@ -249,9 +254,9 @@ def trial(trainer: Trainer, stage: Stage) -> float:
     return (time.perf_counter() - began) / TRIAL_STEPS
 
 
-def peak_memory() -> int:
-    """Bytes: of the card, or of this process where there is none; 0 where the system does not say."""
-    if torch.cuda.is_available():
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the card, or of this process on a CPU; 0 where the system does not say."""
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage's peak is at least that of the process that started this one

@@ -26,10 +26,8 @@ class Stage:
     constant: float = 1.0  # share of the steps before the cosine decay
     final: float = 0.03  # learning rate at the end, as a share
     beta2: float = 0.999
-    timestep_power: float = (
-        1.0  # 1: uniform timesteps, as the paper's; below, noisy ones are drawn more often
-    )
-
+    # Of the drawn timesteps: 1 is uniform, as the paper's; below it, noisy ones are drawn more often.
+    timestep_power: float = 1.0
     face_weight: float = 1.0  # of the squared error where eyes and mouth are; 1: as everywhere, the paper's
     motion_noise: float = 0.0  # most noise on motion frames, in the latents' deviations; the paper's is 0
 
@@ -66,7 +64,7 @@ class Recipe:
     """What to train, how, and from which seed."""
 
     name: str
-    config: LoopyConfig | None  # None: that of the base model
+    config: LoopyConfig | None  # of a model from nothing; one with a base keeps the base's
     stages: tuple[Stage, ...]
     seed: int = 0
     ema_decay: float = 0.9999
@@ -77,6 +75,8 @@ class Recipe:
     distillation: Distillation | None = None  # the base model is the teacher; None: the clips alone teach
 
     def __post_init__(self) -> None:
+        if self.low_rank < 0:
+            raise ValueError(f"recipe {self.name}: low_rank is {self.low_rank}; give 0 for none, or more.")
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"recipe {self.name} needs stages of different names, not {names}.")
@@ -128,6 +128,23 @@ PUPPET_RHYTHM = replace(PUPPET_DROPPING, motion=0.25)
 PUPPET_FACE = 3.0
 """A blink is 3 % of what changes in a video."""
 
+
+def rhythms(name: str, steps: int, learning_rate: float, **more: float) -> Stage:
+    """A stage of the puppet that comes after the paper's two."""
+    return Stage(
+        name,
+        steps,
+        batch=8,
+        learning_rate=learning_rate,
+        spatial_only=False,
+        dropping=PUPPET_RHYTHM,
+        beta2=0.99,
+        face_weight=PUPPET_FACE,
+        motion_noise=0.2,
+        **more,
+    )
+
+
 RECIPES = {
     "loopy": Recipe("loopy", LOOPY, (STAGE_ONE, STAGE_TWO)),
     "puppet": Recipe(
@@ -136,8 +153,8 @@ RECIPES = {
         (
             Stage("one", 2000, 32, 1.5e-3, True, PUPPET_DROPPING, constant=0.6, beta2=0.99),
             Stage("two", 6000, 8, 1.0e-3, False, PUPPET_DROPPING, constant=0.4, beta2=0.99),
-            Stage("three", 8000, 8, 8e-4, False, PUPPET_RHYTHM, 50, 0.5, 0.25, 0.99, 0.25, PUPPET_FACE, 0.2),
-            Stage("four", 500, 8, 2e-4, False, PUPPET_RHYTHM, 1, 0.2, 0.03, 0.99, 0.5, PUPPET_FACE, 0.2),
+            rhythms("three", 8000, 8e-4, timestep_power=0.25, constant=0.5, final=0.25),
+            rhythms("four", 500, 2e-4, timestep_power=0.5, constant=0.2, warmup=1),
         ),
         ema_decay=0.998,
     ),

@@ -175,6 +175,13 @@ def test_validation_is_repeatable_and_leaves_no_trace(trainer: Trainer) -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_validation_is_comparable_from_stage_to_stage(trainer: Trainer) -> None:
+    stage = RECIPE.stages[1]
+    plain = trainer.validate(stage)
+    trainer.stage_index = 1
+    assert plain == trainer.validate(replace(stage, timestep_power=0.25, face_weight=3.0, motion_noise=0.2))
+
+
 def test_validation_is_of_the_averaged_weights(trainer: Trainer) -> None:
     before = trainer.validate(RECIPE.stages[0])
     with torch.no_grad():

@@ -114,7 +114,7 @@ def test_a_run_that_diverges_names_step_stage_and_samples_and_keeps_its_state(br
     """The rate of stage two is absurd; the state from the end of stage one is as it was."""
     sentence = broken.refused("run", "--learning-rate", 1e-3, 1e30, "--save-every", 100)
     assert "of stage two is nan" in sentence or "of stage two is inf" in sentence
-    assert "the loss of step 1" in sentence and "(frames " in sentence
+    assert "the loss of step 2" in sentence and "(frames " in sentence
     path = broken.folder / "run"
     assert place_of(path) == (1, 0)
     assert all(torch.isfinite(t).all() for t in state_of(path)["model"].values())
@@ -134,7 +134,7 @@ def test_a_base_of_infinite_weights_stops_at_the_first_step(broken: Runs, tmp_pa
         tmp_path / "base.safetensors", Header(RECIPE.config, card), {"loopy": model}, torch.float32
     )
     sentence = broken.refused("run", "--base", tmp_path / "base.safetensors")
-    assert sentence.startswith("the loss of step 0 of stage one is ") and "(frames " in sentence
+    assert sentence.startswith("the loss of step 1 of stage one is ") and "(frames " in sentence
     assert state_of(broken.folder / "run") is None
 
 
@@ -145,6 +145,6 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
     stage = RECIPE.stages[0]
     trainer.model.denoising_unet.conv_out.bias.register_hook(lambda gradient: gradient * float("nan"))
     before = {key: tensor.clone() for key, tensor in trainer.model.state_dict().items()}
-    with pytest.raises(FloatingPointError, match="the gradient of step 0 of stage one is nan for .*frames"):
+    with pytest.raises(FloatingPointError, match="the gradient of step 1 of stage one is nan; run"):
         trainer.train_step(stage, trainer.make_optimizer(stage), *trainer.batches(stage, range(1)))
     assert_same(dict(trainer.model.state_dict()), before)

@@ -225,6 +225,11 @@ def students(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Runs:
     return Runs(tmp_path_factory.mktemp("students"), data, replace(DISTIL, low_rank=2))
 
 
+def test_a_teacher_can_work_in_lower_precision(students: Runs, base: Path) -> None:
+    run = students.finish("bf16", "--base", base, "--student-steps", 2, "--mixed-precision", "bf16")
+    assert (run / "adapter.safetensors").is_file()
+
+
 def test_a_run_ends_with_an_adapter_that_says_how_to_sample(students: Runs, base: Path) -> None:
     run = students.finish("whole", "--base", base, "--student-steps", 2, "--guidance", 1.5, 1.25)
     card = json.loads(contents(run / "adapter.safetensors")[0]["card"])

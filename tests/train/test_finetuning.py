@@ -1,6 +1,7 @@
 """Fine-tuning with adapters, and the files it makes."""
 
 import json
+import re
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from loopy_model.adapter import NotAnAdapter, apply_adapter, config_with, save_adapter
 from loopy_model.model import Loopy
-from loopy_model.train.__main__ import build_parser, run
+from loopy_model.train.__main__ import build_parser, run, with_base
 from loopy_model.train.data import PreparedClips
 from loopy_model.train.loop import Trainer
 from loopy_model.train.lora import LowRank, adapter_tensors, add_low_rank, is_spatial
+from loopy_model.train.stages import RECIPES
 from loopy_model.train.state import whole_weights
-from loopy_model.weights import ModelCard, load_tensors
+from loopy_model.weights import ModelCard, load_tensors, read_header
 
 CARD = ModelCard("tuned", "", "", "")
 TUNE = replace(RECIPE, stages=(replace(RECIPE.stages[1], learning_rate=1e-2),), low_rank=2)
@@ -237,11 +239,18 @@ def test_fine_tuning_from_the_command_line(runs: Runs, finished: Path) -> None:
     assert not [name for name in saved if ".layer." in name]  # frozen weights are not kept twice
 
 
-def test_fine_tuning_without_a_base_and_on_another_one_is_refused(runs: Runs, finished: Path) -> None:
+def test_fine_tuning_without_a_base_or_over_it_is_refused(runs: Runs, finished: Path) -> None:
     assert "trains on top of a model; give it with --base" in runs.refused("no-base", "--recipe", "finetune")
     base = finished / "loopy.safetensors"
-    sentence = runs.refused("other-sizes", "--recipe", "puppet", "--base", base)
-    assert "loopy.safetensors has other sizes than recipe puppet" in sentence
+    sentence = runs.refused(base.parent.name, "--recipe", "puppet", "--base", base)
+    assert re.match(r"--run-dir \S+ would replace \S+loopy.safetensors; give another folder.", sentence)
     assert "adapter.safetensors" in runs.refused(
         "wrong-kind", "--base", runs.folder / "finetune/adapter.safetensors"
     )
+
+
+def test_with_a_base_every_recipe_trains_a_model_of_its_sizes(finished: Path) -> None:
+    base = finished / "loopy.safetensors"
+    recipe, weights = with_base(RECIPES["loopy"], base)
+    assert recipe == replace(RECIPES["loopy"], config=read_header(base).config)
+    assert weights.keys() == load_tensors(base)["loopy"].keys()

@@ -8,18 +8,19 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from runs import RECIPE, TINY, Runs
 
 from loopy_model.config import LoopyConfig
 from loopy_model.model import Loopy
 from loopy_model.train import plan
 from loopy_model.train.data import PreparedClips
-from loopy_model.train.loop import Trainer
+from loopy_model.train.loop import Settings, Trainer
 from loopy_model.train.lora import add_low_rank
 from loopy_model.train.plan import cost_of, fixed_memory, lacking, part_of, skeleton
 
 ONE, TWO = RECIPE.stages
-AUDIO = TINY.audio
+AUDIO, SETTINGS = TINY.audio, Settings()
 # Counting walks through every layer, so it is done on a model with few.
 SMALL = replace(TINY, unet=replace(TINY.unet, channels=(8,), attention=(True,)))
 
@@ -103,25 +104,29 @@ def test_fixed_memory_by_hand() -> None:
     assert trained < count / 2
     everything = sum(p.numel() for p in adapted.parameters())
     assert fixed_memory(adapted, replace(RECIPE, low_rank=2)) == 4 * everything + 16 * trained
+    frozen = everything - trained
+    assert fixed_memory(adapted, replace(RECIPE, low_rank=2), torch.bfloat16) == 2 * frozen + 20 * trained
 
 
 def test_a_run_that_cannot_fit_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, pieces = replace(RECIPE, stages=(ONE,)), {"one": 4}
-    assert lacking(recipe, SMALL, "cpu", pieces, False) is None
+    assert lacking(recipe, SMALL, SETTINGS, pieces) is None
     needed = fixed_memory(skeleton(SMALL), recipe) + 4 * cost_of(SMALL, ONE).activations
     for there, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(plan, "_free_memory", lambda there=there: there)
-        assert (lacking(recipe, SMALL, "cpu", pieces, False) is None) == fits
-    assert lacking(recipe, SMALL, "cpu", pieces, True) is None  # with checkpointing
+        assert (lacking(recipe, SMALL, SETTINGS, pieces) is None) == fits
+    for other in ({"checkpointing": True}, {"mixed_precision": "bf16"}):
+        assert lacking(recipe, SMALL, replace(SETTINGS, **other), pieces) is None
+    assert lacking(recipe, SMALL, SETTINGS, pieces, processes=2)
+    assert lacking(recipe, SMALL, replace(SETTINGS, shard=True), pieces, processes=2) is None
 
 
 def test_a_system_that_does_not_tell_the_peak_memory_gives_0(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has neither /proc nor `resource`."""
-    monkeypatch.setattr(plan.torch.cuda, "is_available", lambda: False)
-    assert plan.peak_memory() > 1e6
+    assert plan.peak_memory(torch.device("cpu")) > 1e6
     monkeypatch.setattr(plan.Path, "is_file", lambda path: False)
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert plan.peak_memory() == 0
+    assert plan.peak_memory(torch.device("cpu")) == 0
 
 
 def test_a_dry_run_prints_the_plan_and_keeps_nothing(runs: Runs) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from runs import RECIPE
 
 from loopy_model.config import LOOPY, PUPPET
@@ -51,6 +52,26 @@ def test_a_value_too_many_is_refused() -> None:
         chosen_recipe(parsed("--steps", "1", "2", "3"))
     with pytest.raises(ValueError, match="--learning-rate has 1 values, the recipe 2 stages"):
         chosen_recipe(parsed("--learning-rate", "1e-5"))
+
+
+@pytest.mark.parametrize(
+    "option, least", [("--workers", 0), ("--accumulate", 1), ("--save-every", 1), ("--preview-every", 0)]
+)
+def test_settings_below_the_least_are_refused(option: str, least: int) -> None:
+    assert settings_of(parsed("--device", "cpu", option, str(least)))
+    with pytest.raises(ValueError, match=f"^{option} is {least - 1}; it must be at least {least}.$"):
+        settings_of(parsed("--device", "cpu", option, str(least - 1)))
+
+
+def test_a_rank_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="recipe finetune: low_rank is -1; give 0 for none, or more."):
+        chosen_recipe(parsed("--recipe", "finetune", "--low-rank", "-1"))
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="^there is no GPU that PyTorch can use here; "):
+        settings_of(parsed("--device", "cuda"))
 
 
 @pytest.mark.parametrize("name", ["steps", "batch", "warmup"])
