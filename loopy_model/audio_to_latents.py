@@ -60,17 +60,17 @@ class AudioToLatents(nn.Module):
         self.to_time = zero(nn.Linear(width, time_channels))
 
     def forward(self, query: Tensor) -> Tensor:
-        """Query tokens (B, F, 256) -> motion latents (B, F, time_channels)."""
+        """Query tokens (B, F, latent_width) -> motion latents (B, F, time_channels)."""
         embeddings = self.embeddings.to(query)
         k, v = self.to_k(embeddings), self.to_v(embeddings)
         weights = torch.softmax(query @ k.T * k.shape[-1] ** -0.5, -1)  # (B, F, 128)
         return self.to_time(weights @ v)
 
     def audio_query(self, windows: Tensor) -> Tensor:
-        """(B, F, W, L, D) -> (B, F, 256): one token per frame."""
+        """(B, F, W, L, D) -> (B, F, latent_width): one token per frame."""
         return self.query_audio(rearrange(windows, "b f w l d -> b f (w l d)"))
 
     def variance_query(self, source: Source, score: Tensor, frames: int) -> Tensor:
-        """A clip's log10 Glo or Exp (B,) -> (B, F, 256): one token, repeated over the clip."""
+        """A clip's log10 Glo or Exp (B,) -> (B, F, latent_width): one token, repeated over the clip."""
         layer = {"head movement": self.query_movement, "expression": self.query_expression}[source]
         return layer(rearrange(score, "b -> b 1 1")).expand(-1, frames, -1)

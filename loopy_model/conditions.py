@@ -28,7 +28,8 @@ class KeyValue(NamedTuple):
         return KeyValue(self.k[rows], self.v[rows], None if self.keep is None else self.keep[rows])
 
     def times(self, rows: int) -> "KeyValue":
-        """The same for each of `rows` rows."""
+        """The same for each of `rows` rows; all of it is kept."""
+        assert self.keep is None or rows == 1
         return self if rows == 1 else KeyValue(*(repeat(x, "b n c -> (r b) n c", r=rows) for x in self[:2]))
 
 
@@ -57,7 +58,8 @@ class PastTokens(NamedTuple):
     keep: Tensor | None = None  # (B N,) bool, as in KeyValue
 
     def times(self, rows: int) -> "PastTokens":
-        """The same for each of `rows` rows."""
+        """The same for each of `rows` rows; all of it is kept."""
+        assert self.keep is None or rows == 1
         return self if rows == 1 else PastTokens(repeat(self.tokens, "b m c -> (r b) m c", r=rows))
 
 
@@ -86,7 +88,7 @@ class SiteConditions(NamedTuple):
 
 @dataclass(frozen=True)
 class Conditions:
-    """Everything that does not change over the steps of a clip: made once, used 25 times."""
+    """Everything that does not change over the steps of a clip: made once, used by every step."""
 
     sites: tuple[SiteConditions, ...]  # in the order of the forward pass
     motion_latents: Tensor | None = None  # (B, F, T), added to the timestep embedding

@@ -172,7 +172,8 @@ class MotionMemory:
         self.blank: list[Tensor] = []
 
     def read(self, latents: Tensor) -> list:
-        """VAE latents (B, C, h, w) -> features; one pass of the reference net."""
+        """VAE latents (B, C, h, w) -> features; one pass of the reference net. The first, that of the portrait,
+        tells `recall` what a frame that is not there looks like."""
         self.before_call("read")
         seen = self.model.read((latents * self.model.config.latent_scale).to(self.request.dtype))
         self.blank = [torch.zeros_like(site.output[0]) for site in seen]

@@ -206,7 +206,7 @@ class ReferenceUNet(UNet):
 
 
 class DenoisingUNet(UNet):
-    """Predicts the noise of a clip from the noisy clip and its conditions."""
+    """Predicts the noise of a clip (or what `DiffusionConfig.prediction` says) from the noisy clip and its conditions."""
 
     def __init__(self, config: LoopyConfig) -> None:
         super().__init__(config.unet)

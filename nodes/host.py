@@ -1,4 +1,4 @@
-"""Every point where the pack touches ComfyUI's internals: weights, memory, VAE, audio encoder."""
+"""Where the pack touches ComfyUI's internals: weights, memory, VAE, audio encoder."""
 
 import logging
 import math
@@ -151,7 +151,7 @@ def autoencoder_vae(config: AutoencoderConfig, state: dict[str, Tensor], path: P
 
 def as_in_training(voice: Tensor, audio_encoder: object) -> Tensor:
     """(samples,) with a mean of 0 and a variance of 1 where the encoder is a wav2vec 2.0 of the host's that does not
-    make it so itself, as transformers' processor did when the clips were prepared."""
+    make it so itself, as transformers' processor does when clips are prepared (decision 60)."""
     if getattr(getattr(audio_encoder, "model", None), "do_normalize", True):
         return voice
     return (voice - voice.mean()) / (voice.var(correction=0) + 1e-7).sqrt()

@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
-from ..loopy_model.config import ClipGeometry
-from ..loopy_model.motion import SAMPLINGS, TemporalSegments
+from ..loopy_model.config import SAMPLINGS, ClipGeometry
+from ..loopy_model.motion import TemporalSegments
 from .types import CATEGORY, MotionFrameSettings, MotionFramesType
 
 

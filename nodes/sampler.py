@@ -84,7 +84,7 @@ class LoopySampler(io.ComfyNode):
                     advanced=True,
                     tooltip="First frame of the voice to generate; with past latents, to resume a long video. The latents "
                     "begin there: give the node that writes the video the voice without its first start_frame / 25 "
-                    "seconds (Trim Audio Duration).",
+                    "seconds (Trim Audio Duration, with a duration to the end: as it comes, it is 60 s).",
                 ),
                 io.Int.Input(
                     "frames",

@@ -33,8 +33,8 @@ VOICE = io.Audio.Input(
     "audio",
     optional=True,
     tooltip="The voice, from the first image on; of a batch, the first. Cut where the images end. Of a part that was "
-    "made from start_frame on, the voice without its first start_frame / 25 seconds (Trim Audio Duration). Without it "
-    "the video is silent.",
+    "made from start_frame on, the voice without its first start_frame / 25 seconds (Trim Audio Duration, with a "
+    "duration to the end: as it comes, it is 60 s). Without it the video is silent.",
 )
 
 
@@ -85,7 +85,7 @@ class LoopyLatentsToVideo(io.ComfyNode):
             node_id="LoopyLatentsToVideo",
             display_name="Loopy Latents to Video",
             description="VAE Decode and Video Combine in one, for long videos: a few frames at a time are decoded and "
-            "written, so memory does not grow with the length. Ten minutes of images would take gigabytes.",
+            "written, so the images are never in memory as a whole. Ten minutes of them would take gigabytes.",
             search_aliases=["save video", "mp4", "long video"],
         )
 

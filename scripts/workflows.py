@@ -93,7 +93,8 @@ weights for Loopy. A model that you or somebody else trained with this pack goes
 
 Beside it, unless the file carries them:
 
-- *models/audio_encoders*: [wav2vec2-base-960h](https://huggingface.co/facebook/wav2vec2-base-960h)
+- *models/audio_encoders*: [wav2vec2-base-960h](https://huggingface.co/facebook/wav2vec2-base-960h),
+  its *model.safetensors* under that name
 - *models/vae*: [sd-vae-ft-mse](https://huggingface.co/stabilityai/sd-vae-ft-mse-original)
 
 To see the graph work now, open *loopy_quick_start*.
