@@ -10,15 +10,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .config import PUPPET_RATIOS
-from .pipeline import BUNDLED
+import numpy as np
+import torch
+
+from .adapter import NotAnAdapter
+from .adapter import merge as merge_files
+from .budget import budget
+from .config import PUPPET_RATIOS, SAMPLE_RATE
+from .diffusion import NoiseSchedule
+from .guidance import Guidance
+from .pipeline import BUNDLED, Pipeline
+from .sampling import Request, SamplingOptions, Step, check
 from .solvers import SOLVERS
-
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
-    from .sampling import Request
+from .video import read_voice, write_video
+from .weights import NotALoopyModel
 
 
 def finite(text: str) -> float:
@@ -70,11 +76,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def generate(arguments: Sequence[str]) -> None:
-    from .adapter import NotAnAdapter
-    from .budget import budget
-    from .pipeline import Pipeline
-    from .weights import NotALoopyModel
-
     args = build_parser().parse_args(arguments)
     if not args.output.parent.is_dir():
         raise SystemExit(f"there is no folder {args.output.parent} to write {args.output.name} into.")
@@ -94,17 +95,9 @@ def generate(arguments: Sequence[str]) -> None:
     print(args.output)
 
 
-def _request(args: argparse.Namespace, pipeline: "Pipeline") -> "Request":
+def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
     """What is asked for, with portrait and voice encoded; what is not possible is refused before."""
-    import numpy as np
-    import torch
     from PIL import Image, ImageOps
-
-    from .config import SAMPLE_RATE
-    from .diffusion import NoiseSchedule
-    from .guidance import Guidance
-    from .sampling import SamplingOptions, check
-    from .video import read_voice
 
     guidance = Guidance(args.audio_ratio, args.ref_ratio)
     try:
@@ -134,15 +127,13 @@ def _reading(path: Path) -> Iterator[None]:
         raise SystemExit(str(error)) from error
 
 
-def _write(args: argparse.Namespace, pipeline: "Pipeline", request: "Request") -> None:
+def _write(args: argparse.Namespace, pipeline: Pipeline, request: Request) -> None:
     """Clip after clip into the file, with a progress bar."""
     from tqdm import tqdm
 
-    from .video import write_video
-
     with tqdm(unit="step") as bar:
 
-        def show(step) -> None:
+        def show(step: Step) -> None:
             bar.total = step.total
             bar.update()
 
@@ -154,10 +145,6 @@ def _write(args: argparse.Namespace, pipeline: "Pipeline", request: "Request") -
 
 
 def merge(arguments: Sequence[str]) -> None:
-    from .adapter import NotAnAdapter
-    from .adapter import merge as merge_files
-    from .weights import NotALoopyModel
-
     parser = argparse.ArgumentParser(prog="loopy merge", description="A checkpoint with an adapter in it.")
     parser.add_argument("model", type=Path, help="checkpoint that the adapter was trained on")
     parser.add_argument("adapter", type=Path)
@@ -173,8 +160,6 @@ def merge(arguments: Sequence[str]) -> None:
 
 
 def import_donor(arguments: Sequence[str]) -> None:
-    import torch
-
     from .donors import NotADonor, prepare, read, write
 
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -137,12 +137,14 @@ class LoopyAudioToLatents(io.ComfyNode):
             )
         check_speech(loopy_model, loopy_audio)
         mm.load_models_gpu([loopy_model.patchers["denoise"]])
-        make = _from_audio if source == "audio" else _from_level
-        latents = make(loopy_model, loopy_audio, source, level)
+        if source == "audio":
+            latents = _from_audio(loopy_model, loopy_audio)
+        else:
+            latents = _from_level(loopy_model, source, level).expand(len(loopy_audio), -1)
         return io.NodeOutput(latents.to(mm.intermediate_device(), torch.float32))
 
 
-def _from_audio(hosted: HostedLoopy, speech: Speech, source: str, level: float) -> Tensor:
+def _from_audio(hosted: HostedLoopy, speech: Speech) -> Tensor:
     """(frames, T), a few hundred frames at a time: windows are five times as large as the features."""
     model, clip, audio = hosted.model, hosted.config.clip, hosted.config.audio
     parts = []
@@ -154,12 +156,12 @@ def _from_audio(hosted: HostedLoopy, speech: Speech, source: str, level: float) 
     return torch.cat(parts)
 
 
-def _from_level(hosted: HostedLoopy, speech: Speech, source: str, level: float) -> Tensor:
-    """(frames, T), the same for every frame."""
+def _from_level(hosted: HostedLoopy, source: str, level: float) -> Tensor:
+    """(1, T), for every frame."""
     module = hosted.model.audio_to_latents
     score = torch.tensor(
         [score_of(hosted.config.audio, source, level)],
         device=hosted.device,
         dtype=hosted.compute_dtype,
     )
-    return module(module.variance_query(source, score, 1))[0].expand(len(speech), -1)
+    return module(module.variance_query(source, score, 1))[0]
