@@ -21,7 +21,7 @@ from .config import PUPPET_RATIOS, SAMPLE_RATE
 from .diffusion import NoiseSchedule
 from .guidance import Guidance
 from .pipeline import BUNDLED, Pipeline
-from .sampling import Request, SamplingOptions, Step, check
+from .sampling import Request, SamplingOptions, Step, refuse_unlike_distilled
 from .solvers import SOLVERS
 from .video import read_voice, write_video
 from .weights import NotALoopyModel
@@ -103,7 +103,7 @@ def _request(args: argparse.Namespace, pipeline: Pipeline) -> Request:
     try:
         options = SamplingOptions(args.solver, args.eta)
         NoiseSchedule(pipeline.config.diffusion).timesteps(args.steps)
-        check(pipeline.config, args.steps, guidance, options)
+        refuse_unlike_distilled(pipeline.config, args.steps, guidance, options)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     with _reading(args.portrait), Image.open(args.portrait) as picture:

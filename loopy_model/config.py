@@ -202,6 +202,11 @@ class LoopyConfig:
         """Latent cells per side."""
         return self.image_size // self.vae_scale_factor
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one frame."""
+        return self.unet.latent_channels, self.latent_size, self.latent_size
+
     def of_student(self, steps: int) -> "LoopyConfig":
         """That of a model which was distilled for so many steps, the first of them on pure noise."""
         return replace(self, diffusion=replace(self.diffusion, spacing="trailing", student_steps=steps))

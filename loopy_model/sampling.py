@@ -64,7 +64,9 @@ class Request:
         return len(self.speech) if self.frames is None else min(self.start + self.frames, len(self.speech))
 
 
-def check(config: LoopyConfig, steps: int, guidance: Guidance, options: SamplingOptions) -> None:
+def refuse_unlike_distilled(
+    config: LoopyConfig, steps: int, guidance: Guidance, options: SamplingOptions
+) -> None:
     """Raises ValueError where a student would be sampled in another way than it was distilled for."""
     own = config.diffusion.student_steps
     if own and (steps, guidance, options) != (own, Guidance(1.0, 1.0), SamplingOptions()):
@@ -81,7 +83,7 @@ def generate(model: Loopy, request: Request, before_call: BeforeCall = no_matter
     depends on the seed and the frame's number alone, so a run that is resumed at a clip's border
     from its own latents (`past`, `start`) continues exactly.
     """
-    check(model.config, request.steps, request.guidance, request.options)
+    refuse_unlike_distilled(model.config, request.steps, request.guidance, request.options)
     memory, scale = MotionMemory(model, request, before_call), model.config.latent_scale
     reference = [site.normed for site in memory.read(request.portrait)]
     starts = range(request.start, request.stop, model.config.clip.frames)

@@ -15,7 +15,7 @@ from ..loopy_model.config import ClipGeometry, Sampling
 from ..loopy_model.guidance import Guidance
 from ..loopy_model.motion import TemporalSegments
 from ..loopy_model.portrait import square_portrait
-from ..loopy_model.sampling import Request, SamplingOptions, check, generate
+from ..loopy_model.sampling import Request, SamplingOptions, generate, refuse_unlike_distilled
 from .audio import check_speech
 from .host import Turns
 from .types import (
@@ -136,8 +136,16 @@ class LoopySampler(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = motion_frames or MotionFrameSettings(TemporalSegments(loopy_model.config.clip), None)
         guidance, options = Guidance(audio_ratio, ref_ratio), options or SamplingOptions()
-        _check(loopy_model, loopy_audio, settings, start_frame, motion_latents)
-        check(loopy_model.config, steps, guidance, options)
+        _refuse_motion_frames(loopy_model, settings)
+        check_speech(loopy_model, loopy_audio)
+        if start_frame >= len(loopy_audio):
+            raise ValueError(
+                f"start_frame is {start_frame}, but the voice has {len(loopy_audio)} frames; choose a smaller "
+                "start_frame."
+            )
+        if motion_latents is not None:
+            _refuse_motion_latents(loopy_model, motion_latents, len(loopy_audio))
+        refuse_unlike_distilled(loopy_model.config, steps, guidance, options)
         request = Request(
             portrait=_encode(loopy_model, vae, portrait),
             speech=loopy_audio,
@@ -193,15 +201,9 @@ def _encode(hosted: HostedLoopy, vae, portrait: Tensor) -> Tensor:
     return latents.to(hosted.device, torch.float32)
 
 
-def _check(
-    hosted: HostedLoopy,
-    speech: Speech,
-    settings: MotionFrameSettings,
-    start: int,
-    motion_latents: Tensor | None,
-) -> None:
-    """One sentence for each thing that does not fit together; a warning where the net was trained otherwise."""
-    clip, unet, given = hosted.config.clip, hosted.config.unet, settings.segments.clip
+def _refuse_motion_frames(hosted: HostedLoopy, settings: MotionFrameSettings) -> None:
+    """Another number of them, or earlier latents of another size; warns where the net was trained otherwise."""
+    clip, given = hosted.config.clip, settings.segments.clip
     if given.motion_frames != clip.motion_frames:
         raise ValueError(
             f"stride {given.stride} x segments {given.segments} makes {given.motion_frames} motion frames, "
@@ -214,23 +216,18 @@ def _check(
             hosted.file,
             _described(clip, clip.sampling),
         )
-    if start >= len(speech):
-        raise ValueError(
-            f"start_frame is {start}, but the voice has {len(speech)} frames; choose a smaller start_frame."
-        )
-    frame = (unet.latent_channels, hosted.config.latent_size, hosted.config.latent_size)
+    frame = hosted.config.latent_shape
     if settings.past is not None and settings.past.shape[1:] != frame:
         raise ValueError(
             f"past_latents are {_size(settings.past.shape[1:])}, {hosted.file} needs {_size(frame)} (channels, height, "
             "width); use latents from a Loopy Sampler with the same model."
         )
-    check_speech(hosted, speech)
-    if motion_latents is not None and not hosted.config.audio.to_latents:
+
+
+def _refuse_motion_latents(hosted: HostedLoopy, motion_latents: Tensor, frames: int) -> None:
+    if not hosted.config.audio.to_latents:
         raise ValueError(f"{hosted.file} reads no motion latents; leave motion_latents unconnected.")
-    if motion_latents is not None and (len(motion_latents), motion_latents.shape[1]) != (
-        len(speech),
-        unet.time_channels,
-    ):
+    if motion_latents.shape[:2] != (frames, hosted.config.unet.time_channels):
         raise ValueError(
             "motion_latents were made from another voice or with another model; "
             "connect the same loopy_audio and loopy_model to Loopy Audio-to-Latents."

@@ -173,8 +173,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = No
 
 def _shapes(config: LoopyConfig, stage: Stage, count: int) -> tuple[Batch, Draws]:
     """A batch of `count` samples without values, all conditions given."""
-    clip, audio, side = config.clip, config.audio, config.latent_size
-    latents = (config.unet.latent_channels, side, side)
+    clip, audio, latents = config.clip, config.audio, config.latent_shape
     frames = 1 if stage.spatial_only else clip.frames
 
     def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -16,7 +16,7 @@ from loopy_model.guidance import Guidance, Predictor
 from loopy_model.model import Loopy
 from loopy_model.motion import TemporalSegments
 from loopy_model.pipeline import BUNDLED
-from loopy_model.sampling import Request, SamplingOptions, check, generate
+from loopy_model.sampling import Request, SamplingOptions, generate, refuse_unlike_distilled
 from loopy_model.solvers import Ddim
 from loopy_model.train.__main__ import build_parser, chosen_recipe, make_preview
 from loopy_model.train.data import Place, PreparedClips, Samples, collate
@@ -262,12 +262,12 @@ def test_a_model_with_a_student_in_it_samples_as_it_was_distilled(
 
 def test_another_way_to_sample_a_student_is_refused_in_one_sentence() -> None:
     fits, student = (4, Guidance(1.0, 1.0), SamplingOptions()), TINY.of_student(4)
-    check(student, *fits)
+    refuse_unlike_distilled(student, *fits)
     for place, other in enumerate((8, Guidance(1.0, 1.5), SamplingOptions("unipc"))):
         asked = [*fits[:place], other, *fits[place + 1 :]]
-        check(TINY, *asked)
+        refuse_unlike_distilled(TINY, *asked)
         with pytest.raises(ValueError, match="distilled for 4 steps without guidance; set steps to 4, both"):
-            check(student, *asked)
+            refuse_unlike_distilled(student, *asked)
     speech = Speech(torch.zeros(4, TINY.audio.layers, TINY.audio.width), 25)
     request = Request(torch.zeros(1, 4, 4, 4), speech, TemporalSegments(TINY.clip), steps=5)
     with pytest.raises(ValueError, match="distilled for 4 steps"):
