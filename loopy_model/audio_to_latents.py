@@ -16,7 +16,7 @@ Source = Literal["audio", "head movement", "expression"]
 SOURCES: tuple[Source, ...] = ("audio", "head movement", "expression")
 
 
-def score_of(config: AudioConfig, source: Source, level: float) -> float:
+def log_variance_at(config: AudioConfig, source: Source, level: float) -> float:
     """Level of head movement or expression, 0 calm .. 1 lively -> log10 of Glo or Exp."""
     low, high = {"head movement": config.movement_range, "expression": config.expression_range}[source]
     return low + level * (high - low)
@@ -70,7 +70,7 @@ class AudioToLatents(nn.Module):
         """(B, F, W, L, D) -> (B, F, latent_width): one token per frame."""
         return self.query_audio(rearrange(windows, "b f w l d -> b f (w l d)"))
 
-    def variance_query(self, source: Source, score: Tensor, frames: int) -> Tensor:
-        """A clip's log10 Glo or Exp (B,) -> (B, F, latent_width): one token, repeated over the clip."""
+    def variance_query(self, source: Source, variance: Tensor, frames: int) -> Tensor:
+        """A clip's `movement.log_variance` of Glo or Exp (B,) -> (B, F, latent_width): one token, repeated over the clip."""
         layer = {"head movement": self.query_movement, "expression": self.query_expression}[source]
-        return layer(rearrange(score, "b -> b 1 1")).expand(-1, frames, -1)
+        return layer(rearrange(variance, "b -> b 1 1")).expand(-1, frames, -1)

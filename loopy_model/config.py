@@ -148,7 +148,7 @@ class AudioConfig:
     latent_embeddings: int = 128  # audio-to-latents: learnable keys and values
     latent_width: int = 256  # audio-to-latents: attention width
     to_latents: bool = True  # False: the cross-attention alone hears (table 3, "w/o A2L")
-    # log10 of Glo and Exp (appendix B) at "calm" and "lively": from what shows in the pictures to the
+    # `movement.log_variance` of Glo and Exp (appendix B) at "calm" and "lively": from what shows in the pictures to the
     # most of the training clips; the Audio-to-Latents node maps its level 0..1 onto them.
     movement_range: tuple[float, float] = (-2.0, 0.0)
     expression_range: tuple[float, float] = (-3.5, -1.0)

@@ -51,7 +51,7 @@ def dexp(generated: Tensor, real: Tensor) -> Tensor:
     return (exp(generated) - exp(real)).abs()
 
 
-def score(variance: Tensor) -> Tensor:
+def log_variance(variance: Tensor) -> Tensor:
     """log10 with a floor, the scale on which audio-to-latents reads Glo and Exp."""
     return torch.log10(variance + 1e-4)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .adapter import apply_adapter, config_with
 from .audio import hear
-from .audio_to_latents import Source, score_of
+from .audio_to_latents import Source, log_variance_at
 from .autoencoder import Autoencoder, AutoencoderConfig
 from .config import PUPPET_RATIOS, SAMPLE_RATE
 from .guidance import Guidance
@@ -121,8 +121,8 @@ class Pipeline:
 
     def _motion_latents(self, source: Source, level: float, frames: int) -> Tensor:
         """(frames, T), the same for every frame."""
-        module, score = self.model.audio_to_latents, score_of(self.config.audio, source, level)
-        return module(module.variance_query(source, torch.tensor([score]), 1))[0].expand(frames, -1)
+        module, variance = self.model.audio_to_latents, log_variance_at(self.config.audio, source, level)
+        return module(module.variance_query(source, torch.tensor([variance]), 1))[0].expand(frames, -1)
 
     def encode(self, images: Tensor) -> Tensor:
         """(F, H, W, 3) 0..1 -> VAE latents (F, C, h, w)."""

@@ -21,7 +21,7 @@ from .config import LoopyConfig, UNetConfig
 from .layers import Downsample, ResnetBlock, SpatialTransformer, TimestepEmbedding, Upsample
 from .temporal import HalloLayer, InterClipLayer, IntraClipLayer, JointLayer, audio_layer
 
-Place = Callable[["Block", int, Tensor], Tensor]  # what happens after residual block i of a block
+AfterResidual = Callable[["Block", int, Tensor], Tensor]  # what happens after residual block i of a block
 
 
 class Block(nn.Module):
@@ -82,8 +82,8 @@ class Block(nn.Module):
     def run(self, layer: nn.Module, *inputs: Any) -> Any:
         return checkpoint(layer, *inputs, use_reentrant=False) if self.checkpointing else layer(*inputs)
 
-    def layer(self, i: int, x: Tensor, temb: Tensor, place: Place) -> Tensor:
-        return place(self, i, self.run(self.resnets[i], x, temb))
+    def layer(self, i: int, x: Tensor, temb: Tensor, after_residual: AfterResidual) -> Tensor:
+        return after_residual(self, i, self.run(self.resnets[i], x, temb))
 
 
 class DownBlock(Block):
@@ -95,11 +95,16 @@ class DownBlock(Block):
             self.downsamplers = nn.ModuleList([Downsample(channels)])
 
     def forward(
-        self, x: Tensor, temb: Tensor, place: Place, skips: list[Tensor], goes_on: bool = True
+        self,
+        x: Tensor,
+        temb: Tensor,
+        after_residual: AfterResidual,
+        skips: list[Tensor],
+        goes_on: bool = True,
     ) -> Tensor:
         """`goes_on`: to the next coarser level, if there is one."""
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, temb, place)
+            x = self.layer(i, x, temb, after_residual)
             skips.append(x)
         if goes_on and hasattr(self, "downsamplers"):
             x = self.downsamplers[0](x)
@@ -111,8 +116,8 @@ class MidBlock(Block):
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__([channels, channels], channels, config, 1)
 
-    def forward(self, x: Tensor, temb: Tensor, place: Place) -> Tensor:
-        return self.run(self.resnets[1], self.layer(0, x, temb, place), temb)
+    def forward(self, x: Tensor, temb: Tensor, after_residual: AfterResidual) -> Tensor:
+        return self.run(self.resnets[1], self.layer(0, x, temb, after_residual), temb)
 
 
 class UpBlock(Block):
@@ -127,9 +132,9 @@ class UpBlock(Block):
         if not last:
             self.upsamplers = nn.ModuleList([Upsample(channels)])
 
-    def forward(self, x: Tensor, temb: Tensor, place: Place, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, temb: Tensor, after_residual: AfterResidual, skips: list[Tensor]) -> Tensor:
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], 1), temb, place)
+            x = self.layer(i, torch.cat([x, skips.pop()], 1), temb, after_residual)
         return self.upsamplers[0](x, skips[-1].shape[-2:]) if hasattr(self, "upsamplers") else x
 
 
@@ -166,7 +171,7 @@ class UNet(nn.Module):
         return (block for block in self.blocks() if block.has_sites)
 
     def trunk(
-        self, x: Tensor, temb: Tensor, place: Place, deep: Tensor | None = None
+        self, x: Tensor, temb: Tensor, after_residual: AfterResidual, deep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> (B, channels[0], h, w), and what came up to the finest level from those below it.
         Given as `deep`, what came up at another step takes its place, and only the finest level runs."""
@@ -174,14 +179,14 @@ class UNet(nn.Module):
         skips = [x]
         finest, *down_blocks = self.down_blocks
         *up_blocks, last = self.up_blocks
-        x = finest(x, temb, place, skips, goes_on=deep is None)
+        x = finest(x, temb, after_residual, skips, goes_on=deep is None)
         if deep is None:
             for block in down_blocks:
-                x = block(x, temb, place, skips)
-            deep = self.mid_block(x, temb, place)
+                x = block(x, temb, after_residual, skips)
+            deep = self.mid_block(x, temb, after_residual)
             for block in up_blocks:
-                deep = block(deep, temb, place, skips)
-        return last(deep, temb, place, skips), deep
+                deep = block(deep, temb, after_residual, skips)
+        return last(deep, temb, after_residual, skips), deep
 
 
 class ReferenceUNet(UNet):
@@ -273,12 +278,12 @@ class DenoisingUNet(UNet):
         Where no layer sees motion frames, `motion` is not used."""
         made = []
         for block in self.blocks_with_sites():
-            for place, (attention, audio) in enumerate(zip(block.attentions, block.audio_modules)):
-                i, temporal = len(made), block.layer_with_motion_frames(place)
+            for i, (attention, audio) in enumerate(zip(block.attentions, block.audio_modules)):
+                site, temporal = len(made), block.layer_with_motion_frames(i)
                 made.append(
                     SiteConditions(
-                        reference=reference and attention.keys_values(reference[i])._replace(keep=keep),
-                        motion=motion and temporal and temporal.keys_values(motion[i], keep),
+                        reference=reference and attention.keys_values(reference[site])._replace(keep=keep),
+                        motion=motion and temporal and temporal.keys_values(motion[site], keep),
                         audio=None
                         if tokens is None
                         else audio.attn.keys_values(rearrange(tokens, "b f n c -> (b f) n c")),

@@ -4,7 +4,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..loopy_model.audio import hear
-from ..loopy_model.audio_to_latents import SOURCES, score_of
+from ..loopy_model.audio_to_latents import SOURCES, log_variance_at
 from ..loopy_model.conditions import Speech
 from ..loopy_model.config import SAMPLE_RATE, AudioConfig
 from .host import as_in_training, at_16_khz
@@ -159,9 +159,9 @@ def _from_audio(hosted: HostedLoopy, speech: Speech) -> Tensor:
 def _from_level(hosted: HostedLoopy, source: str, level: float) -> Tensor:
     """(1, T), for every frame."""
     module = hosted.model.audio_to_latents
-    score = torch.tensor(
-        [score_of(hosted.config.audio, source, level)],
+    variance = torch.tensor(
+        [log_variance_at(hosted.config.audio, source, level)],
         device=hosted.device,
         dtype=hosted.compute_dtype,
     )
-    return module(module.variance_query(source, score, 1))[0]
+    return module(module.variance_query(source, variance, 1))[0]

@@ -24,7 +24,7 @@ class LoopyMotionFrames(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "stride",
-                    default=4,
+                    default=ClipGeometry.stride,
                     min=1,
                     max=32,
                     tooltip="Motion frames per segment (s). stride x segments must be what the model was trained "
@@ -33,12 +33,14 @@ class LoopyMotionFrames(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "ratio",
-                    default=2,
+                    default=ClipGeometry.ratio,
                     min=1,
                     max=4,
                     tooltip="How many times longer each segment is than the next nearer one (r).",
                 ),
-                io.Int.Input("segments", default=5, min=1, max=32, tooltip="Number of segments."),
+                io.Int.Input(
+                    "segments", default=ClipGeometry.segments, min=1, max=32, tooltip="Number of segments."
+                ),
                 io.Latent.Input(
                     "past_latents",
                     optional=True,

@@ -58,11 +58,15 @@ class LoopySampler(io.ComfyNode):
                     tooltip="The same seed gives the same video.",
                 ),
                 io.Int.Input(
-                    "steps", default=25, min=1, max=1000, tooltip="DDIM steps per clip; the paper uses 25."
+                    "steps",
+                    default=Request.steps,
+                    min=1,
+                    max=1000,
+                    tooltip="DDIM steps per clip; the paper uses 25.",
                 ),
                 io.Float.Input(
                     "audio_ratio",
-                    default=5.0,
+                    default=Guidance().audio_ratio,
                     min=0.0,
                     max=30.0,
                     step=0.1,
@@ -70,7 +74,7 @@ class LoopySampler(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "ref_ratio",
-                    default=3.0,
+                    default=Guidance().ref_ratio,
                     min=0.0,
                     max=30.0,
                     step=0.1,

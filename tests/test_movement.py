@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loopy_model.movement import NOSE_TIP, UPPER_FACE, exp, glo, mouth_opening, mouth_width, score
+from loopy_model.movement import NOSE_TIP, UPPER_FACE, exp, glo, log_variance, mouth_opening, mouth_width
 
 CHIN, BROW = 8, 19
 
@@ -90,7 +90,7 @@ def test_both_are_variances_as_numpy_knows_them(generator: torch.Generator) -> N
 
 
 def test_the_score_is_log10_with_a_floor() -> None:
-    values = score(torch.tensor([0.0, 0.0009, 0.0099, 0.9999, 99.9999]))
+    values = log_variance(torch.tensor([0.0, 0.0009, 0.0099, 0.9999, 99.9999]))
     assert values.tolist() == pytest.approx([-4, -3, -2, 0, 2], abs=1e-5)
 
 

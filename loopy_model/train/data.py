@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..config import LoopyConfig
 from ..motion import Ages, TemporalSegments
-from ..movement import EYES_AND_MOUTH, exp, glo, score
+from ..movement import EYES_AND_MOUTH, exp, glo, log_variance
 from ..prepare.encoded import (
     BadClip,
     EncodedClip,
@@ -155,8 +155,8 @@ class PreparedClips:
             motion=motion * scale,
             present=present,
             windows=self._windows(file.get_slice("speech"), window),
-            movement=score(glo(landmarks)),
-            expression=score(exp(landmarks)),
+            movement=log_variance(glo(landmarks)),
+            expression=log_variance(exp(landmarks)),
         )
 
     def _motion_frames(self, latents, start: int, ages: list[Ages]) -> tuple[Tensor, Tensor]:  # noqa: ANN001

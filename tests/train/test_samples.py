@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loopy_model.conditions import Speech
 from loopy_model.motion import SAMPLINGS, TemporalSegments
-from loopy_model.movement import exp, glo, score
+from loopy_model.movement import exp, glo, log_variance
 from loopy_model.prepare import encoded
 from loopy_model.prepare.encoded import BadClip, EncodedClip, read_metadata, write_encoded
 from loopy_model.train.data import (
@@ -217,8 +217,8 @@ def test_movement_and_expression_are_those_of_the_frames_shown(clips: Clips, sta
     clip = clips[0].clips[1]
     landmarks = tensors_of(clip)["landmarks"][start : start + 4]
     sample = clips[0].read(Window(clip, start, 4, 0))
-    assert sample.movement.item() == pytest.approx(score(glo(landmarks)).item(), rel=1e-6)
-    assert sample.expression.item() == pytest.approx(score(exp(landmarks)).item(), rel=1e-6)
+    assert sample.movement.item() == pytest.approx(log_variance(glo(landmarks)).item(), rel=1e-6)
+    assert sample.expression.item() == pytest.approx(log_variance(exp(landmarks)).item(), rel=1e-6)
 
 
 def test_latents_are_scaled_for_the_model(data: Path) -> None:
