@@ -70,7 +70,7 @@ def gather(files: Sequence[WeightFile]) -> tuple[dict[str, Tensor], tuple[str, .
     if not donor:
         raise NotADonor(
             trouble(files)
-            or f"nothing in {', '.join(unused)} can be imported; docs/importing.md lists what can."
+            or f"nothing in {', '.join(unused)} can be imported; docs/importing.md of the repository lists what can."
         )
     return donor, tuple(unused)
 

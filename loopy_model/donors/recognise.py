@@ -114,7 +114,7 @@ def recognise(file: WeightFile) -> dict[str, Tensor] | None:
         return None
     raise NotADonor(
         f"{file.name} is no model that can be imported (its first weight is {min(file.tensors)}); "
-        "docs/importing.md lists those that can."
+        "docs/importing.md of the repository lists those that can."
     )
 
 
