@@ -130,7 +130,7 @@ def whole(bench: Bench) -> dict:
         "seconds_a_clip": taken,
         "tflop_per_second": flop / taken / 1e12,
         "share_of_matrix_rate": flop / taken / rate,
-        "peak_memory_gb": peak_memory() / 1e9,
+        "peak_memory_gb": peak_memory(bench.device) / 1e9,
     }
 
 

@@ -106,7 +106,7 @@ def measure(sampler: ModuleType, config: LoopyConfig, precision: str, steps: int
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             ended.append(time.perf_counter())
-    return {"seconds_a_clip": ended[-1] - ended[-2], "peak_memory_gb": peak_memory() / 1e9}
+    return {"seconds_a_clip": ended[-1] - ended[-2], "peak_memory_gb": peak_memory(hosted.device) / 1e9}
 
 
 @torch.inference_mode()

@@ -101,7 +101,7 @@ def main() -> None:
         "gflop_per_second": round(done / 1e9, 1),
         "matrix_gflop_per_second": round(rate / 1e9, 1),
         "share_of_matrix_rate": round(done / rate, 3),
-        "peak_memory_gb": round(peak_memory() / 1e9, 2),
+        "peak_memory_gb": round(peak_memory(args.device) / 1e9, 2),
     }
     print(json.dumps(result, indent=1))
 

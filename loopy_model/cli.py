@@ -165,7 +165,8 @@ def import_donor(arguments: Sequence[str]) -> None:
     dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
     parser = argparse.ArgumentParser(
         prog="loopy import",
-        description="A full-size Loopy model from public weights, to be fine-tuned; docs/importing.md of the repository lists them.",
+        description="A full-size Loopy model from public weights, to be fine-tuned. docs/importing.md of the "
+        "repository lists them.",
     )
     parser.add_argument("donors", type=Path, nargs="+", help="weight files or folders, in any order")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write (.safetensors)")

@@ -253,9 +253,9 @@ def trial(trainer: Trainer, stage: Stage) -> float:
     return (time.perf_counter() - began) / TRIAL_STEPS
 
 
-def peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device | str) -> int:
     """Bytes: of the card, or of this process on a CPU; 0 where the system does not say."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.is_file():  # getrusage's peak is at least that of the process that started this one
