@@ -70,7 +70,7 @@ class AudioToLatents(nn.Module):
         """(B, F, W, L, D) -> (B, F, latent_width): one token per frame."""
         return self.query_audio(rearrange(windows, "b f w l d -> b f (w l d)"))
 
-    def variance_query(self, source: Source, variance: Tensor, frames: int) -> Tensor:
+    def variance_query(self, source: Source, log_variance: Tensor, frames: int) -> Tensor:
         """A clip's `movement.log_variance` of Glo or Exp (B,) -> (B, F, latent_width): one token, repeated over the clip."""
         layer = {"head movement": self.query_movement, "expression": self.query_expression}[source]
-        return layer(rearrange(variance, "b -> b 1 1")).expand(-1, frames, -1)
+        return layer(rearrange(log_variance, "b -> b 1 1")).expand(-1, frames, -1)

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .config import check_sizes
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
@@ -29,10 +31,7 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         for name in ("widths", "encoder_blocks", "decoder_blocks"):  # JSON makes them lists
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, value in vars(self).items():
-            sizes = value if isinstance(value, tuple) else (value,)
-            if not all(type(size) is int and 0 < size <= 8192 for size in sizes):
-                raise ValueError(f"an autoencoder with {name} = {value!r} is not built.")
+        check_sizes("an autoencoder", vars(self))
 
     @property
     def patch(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 SAMPLE_RATE = 16_000  # Hz, what wav2vec hears
 LARGEST_SIZE = 1_000_000  # of anything that a file's header may ask for
+WIDEST = 8192  # channels or layers of the networks beside Loopy in a file
 LONGEST_SPAN = 10_000  # past frames that motion frames can come from, 400 s; all of them are kept
 
 Sampling = Literal["uniform", "mean", "random"]
@@ -48,6 +49,14 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError with one sentence."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def check_sizes(network: str, sizes: dict[str, Any]) -> None:
+    """Raises ValueError for what no network is built with: all of it comes out of a file's header."""
+    for name, value in sizes.items():
+        several = value if isinstance(value, (list, tuple)) else [value]
+        if not all(type(size) is int and 0 < size <= WIDEST for size in several):
+            raise ValueError(f"{network} with {name} = {value!r} is not built.")
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,8 @@ class Pipeline:
 
     def _motion_latents(self, source: Source, level: float, frames: int) -> Tensor:
         """(frames, T), the same for every frame."""
-        module, variance = self.model.audio_to_latents, log_variance_at(self.config.audio, source, level)
-        return module(module.variance_query(source, torch.tensor([variance]), 1))[0].expand(frames, -1)
+        module, log_variance = self.model.audio_to_latents, log_variance_at(self.config.audio, source, level)
+        return module(module.variance_query(source, torch.tensor([log_variance]), 1))[0].expand(frames, -1)
 
     def encode(self, images: Tensor) -> Tensor:
         """(F, H, W, 3) 0..1 -> VAE latents (F, C, h, w)."""

@@ -7,6 +7,8 @@ architecture at a four-hundredth of its size, so that it trains on a laptop and 
 import torch
 from torch import nn
 
+from .config import check_sizes
+
 TINY_SPEECH = {
     "hidden_size": 64,
     "num_hidden_layers": 4,
@@ -32,10 +34,9 @@ _NO_DROPOUT = {
 def refuse_other_fields(config: dict) -> None:
     """Raises ValueError for what is not a size: other fields of `Wav2Vec2Config` can make transformers ask a
     model hub for code, and `config` comes out of a file."""
-    for name, value in config.items():
-        sizes = value if isinstance(value, (list, tuple)) else [value]
-        if name not in TINY_SPEECH or not all(type(size) is int and 0 < size <= 8192 for size in sizes):
-            raise ValueError(f"a speech encoder with {name} = {value!r} is not built.")
+    for name in config.keys() - TINY_SPEECH.keys():
+        raise ValueError(f"a speech encoder with {name} = {config[name]!r} is not built.")
+    check_sizes("a speech encoder", config)
 
 
 class SpeechEncoder(nn.Module):

@@ -159,9 +159,9 @@ def _from_audio(hosted: HostedLoopy, speech: Speech) -> Tensor:
 def _from_level(hosted: HostedLoopy, source: str, level: float) -> Tensor:
     """(1, T), for every frame."""
     module = hosted.model.audio_to_latents
-    variance = torch.tensor(
+    log_variance = torch.tensor(
         [log_variance_at(hosted.config.audio, source, level)],
         device=hosted.device,
         dtype=hosted.compute_dtype,
     )
-    return module(module.variance_query(source, variance, 1))[0]
+    return module(module.variance_query(source, log_variance, 1))[0]

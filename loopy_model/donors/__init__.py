@@ -39,7 +39,7 @@ def prepare(files: Iterable[WeightFile], layout: Layout = "loopy") -> Import:
     """The files of one donor, in any order. Raises NotADonor with one sentence."""
     files = list(files)
     donor, unused = gather(files)
-    family = choose(parts_of(donor), trouble(files))
+    family = choose(parts_of(donor), first_trouble(files))
     try:
         config = family.config(donor, layout)
     except NotADonor:
@@ -69,13 +69,13 @@ def gather(files: Sequence[WeightFile]) -> tuple[dict[str, Tensor], tuple[str, .
         donor |= weights
     if not donor:
         raise NotADonor(
-            trouble(files)
+            first_trouble(files)
             or f"nothing in {', '.join(unused)} can be imported; docs/importing.md of the repository lists what can."
         )
     return donor, tuple(unused)
 
 
-def trouble(files: Sequence[WeightFile]) -> str:
+def first_trouble(files: Sequence[WeightFile]) -> str:
     """With the first file of a folder that could not be opened."""
     return next((file.trouble for file in files if file.trouble), "")
 

@@ -33,7 +33,7 @@ from .encoded import (
     read_metadata,
     write_encoded,
 )
-from .encoders import Source, is_loopy, load_speech_encoder, load_vae
+from .encoders import Source, is_loopy, load_speech_encoder, load_vae, refuse_missing_gpu
 from .records import (
     CannotWrite,
     held_out_sources,
@@ -76,8 +76,7 @@ def encode_clips(data: Path, settings: EncodeSettings) -> Counter:
     factor = config_of(settings.vae).vae_scale_factor
     if settings.size < 16 or settings.size % factor:
         raise ValueError(f"--size {settings.size}: the VAE needs a multiple of {factor}.")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no GPU that PyTorch can use here; leave --device out, or give cpu.")
+    refuse_missing_gpu(settings.device)
     part, parts = settings.shard
     encoder = ClipEncoder(settings)
     if not settings.again:

@@ -25,6 +25,12 @@ from .records import digest_of
 WEIGHTS = (".safetensors", ".bin")
 
 
+def refuse_missing_gpu(device: str | None) -> None:
+    """Raises ValueError with one sentence."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU that PyTorch can use here; leave --device out, or give cpu.")
+
+
 class VAE(Protocol):
     def encode(self, images: Tensor) -> Tensor:
         """(F, 3, H, W) in -1..1 -> latents (F, C, h, w), unscaled."""

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..model import Loopy
 from ..prepare.encoded import BadClip, identity
+from ..prepare.encoders import refuse_missing_gpu
 from .beginning import Beginning
 from .data import Place, PreparedClips, Samples, Schedule, collate, load
 from .distill import DistillationObjective
@@ -49,8 +50,7 @@ class Settings:
         for name, least in {"workers": 0, "accumulate": 1, "save_every": 1, "preview_every": 0}.items():
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no GPU that PyTorch can use here; leave --device out, or give cpu.")
+        refuse_missing_gpu(self.device)
 
 
 class Trainer:

@@ -86,20 +86,28 @@ def test_variants_of_a_seed_differ_by_no_other_chance() -> None:
     assert not all(torch.equal(a, full[k]) for k, a in started_from(shared, PUPPET, PUPPET, seed=2).items())
 
 
-def test_all_variants_are_measured_on_the_same_videos(
-    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Models that look at 4, 20 and 124 past frames go on after the same 5 s, with the same truth."""
+@pytest.fixture
+def run(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ablations:
+    """One that measures next to nothing, in `tmp_path`."""
     short = "--faces 1 --seconds 0.24 --long-faces 1 --long-seconds 1 --level-faces 0 --steps 1"
     monkeypatch.setattr(ablations, "SETTINGS", f"{short} --audio-ratio 1 --ref-ratio 1")
     monkeypatch.setattr(ablations, "LOSS_SAMPLES", 1)
-    run = Ablations(build_parser().parse_args(["--lab", str(lab), "--run-dir", str(tmp_path)]))
+    return Ablations(build_parser().parse_args(["--lab", str(lab), "--run-dir", str(tmp_path)]))
+
+
+def untrained(run: Ablations, variant: str) -> tuple[Path, Path]:
+    """Folder and checkpoint of a model that has learnt nothing."""
+    config, folder = config_of(variant, run.base), run.folder(variant, 0)
     card = ModelCard("untrained", "nothing", "everything", "Apache-2.0")
+    save_checkpoint(folder / "loopy.safetensors", Header(config, card), {"loopy": Loopy(config)})
+    return folder, folder / "loopy.safetensors"
+
+
+def test_all_variants_are_measured_on_the_same_videos(run: Ablations) -> None:
+    """Models that look at 4, 20 and 124 past frames go on after the same 5 s, with the same truth."""
     truths = []
     for variant in ("full", "4 motion frames", "20 frames in a row"):
-        config, folder = config_of(variant, run.base), run.folder(variant, 0)
-        loopy = folder / "loopy.safetensors"
-        save_checkpoint(loopy, Header(config, card), {"loopy": Loopy(config)})
+        folder, loopy = untrained(run, variant)
         run.measure(folder, loopy)
         pieces = [json.loads(p.read_text()) for p in sorted((folder / "measured" / "pieces").iterdir())]
         truths.append([piece["truth"] for piece in pieces])
@@ -171,16 +179,10 @@ def test_variants_are_compared_at_the_seeds_that_both_have() -> None:
 
 
 def test_pieces_of_another_measuring_are_no_results(
-    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Ablations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither while the new model is being measured, nor after."""
-    short = "--faces 1 --seconds 0.24 --long-faces 1 --long-seconds 1 --level-faces 0 --steps 1"
-    monkeypatch.setattr(ablations, "SETTINGS", f"{short} --audio-ratio 1 --ref-ratio 1")
-    monkeypatch.setattr(ablations, "LOSS_SAMPLES", 1)
-    run = Ablations(build_parser().parse_args(["--lab", str(lab), "--run-dir", str(tmp_path)]))
-    folder = run.folder("full", 0)
-    loopy, card = folder / "loopy.safetensors", ModelCard("untrained", "nothing", "everything", "Apache-2.0")
-    save_checkpoint(loopy, Header(run.base, card), {"loopy": Loopy(run.base)})
+    folder, loopy = untrained(run, "full")
     run.measure(folder, loopy)
     (measured,) = read_results(tmp_path).values()
     pieces = folder / "measured" / "pieces"
